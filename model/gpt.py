@@ -1,0 +1,139 @@
+"""The decoder-only Transformer: token ids in, logits out.
+
+Shape letters: B sequences, N tokens of this pass, T = block_size, C = n_embd, H heads, D = head size, V vocabulary.
+Pre-LayerNorm blocks as in GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"), learned absolute
+positions, attention scaled by D**-0.5 (Vaswani et al. 2017, eq. 1).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import GPTConfig
+from model.dropout import Dropout, DropoutAttention
+from model.kv_cache import CacheView
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal self-attention over H heads of D features; C need not equal H·D."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_head, self.head_size = config.n_head, config.head_size
+        self.qkv = nn.Linear(config.n_embd, 3 * config.attn_width, bias=config.qkv_bias)
+        self.proj = nn.Linear(config.attn_width, config.n_embd)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, cache: CacheView | None = None) -> Tensor:
+        """(B, N, C) → (B, N, C). Without a cache the N tokens attend to each other; with one, to all that their row holds."""
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.n_head, self.head_size).permute(2, 0, 3, 1, 4)  # each (B, H, N, D)
+        if cache is None:
+            y = self.attend(q, k, v)
+        else:
+            k, v, mask = cache.update(self.layer, k, v)
+            y = self.attend(q, k, v, mask)
+        return self.proj(y.transpose(1, 2).reshape(b, n, self.n_head * self.head_size))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, H, N, D) queries over keys and values; causal where no mask is given."""
+        scale = self.head_size**-0.5
+        p = self.dropout if self.training else 0.0
+        if p and not x_is_accelerated(q):
+            y = DropoutAttention.apply(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), scale, p)
+            return y.view_as(q)
+        pad = -self.head_size % 8 if x_is_accelerated(q) else 0  # fast kernels want multiples of 8; zeros change nothing
+        if pad:
+            q, k, v = F.pad(q, (0, pad)), F.pad(k, (0, pad)), F.pad(v, (0, pad))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=mask is None, scale=scale)
+        return y[..., : self.head_size]
+
+
+def x_is_accelerated(x: Tensor) -> bool:
+    """Whether the fused attention kernels of an accelerator apply."""
+    return x.device.type != "cpu"
+
+
+class MLP(nn.Module):
+    """C → 4C → C with one non-linearity."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.activation = nn.ReLU() if config.activation == "relu" else nn.GELU(approximate="tanh")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) → (B, N, C)."""
+        out: Tensor = self.down(self.activation(self.up(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each on a normalised copy and added back to the residual stream."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = MultiHeadAttention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cache: CacheView | None = None) -> Tensor:
+        """(B, N, C) → (B, N, C)."""
+        x = x + self.dropout(self.attn(self.ln_1(x), cache))
+        return x + self.dropout(self.mlp(self.ln_2(x)))
+
+
+class GPT(nn.Module):
+    """The whole model. ``GPT(config)(ids)`` maps token ids (B, N), N ≤ T, to logits (B, N, V)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """N(0, 0.02) for matrices and embeddings, zero biases; residual projections by 1/√(2L) smaller (GPT-2, §2.3)."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                residual = name.endswith(("attn.proj", "mlp.down"))
+                module.weight.normal_(0.0, 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trainable numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    def forward(self, ids: Tensor, cache: CacheView | None = None) -> Tensor:
+        """(B, N) token ids → (B, N, V) logits. Raises ValueError when N exceeds the context without a cache."""
+        return self.lm_head(self.hidden(ids, cache))
+
+    def hidden(self, ids: Tensor, cache: CacheView | None = None) -> Tensor:
+        """(B, N) token ids → (B, N, C), what the head reads; apart, so that logits can be had for some positions only."""
+        if cache is None:
+            if ids.shape[1] > self.config.block_size:
+                raise ValueError(f"{ids.shape[1]} tokens do not fit the context of {self.config.block_size}")
+            positions = torch.arange(ids.shape[1], device=ids.device)
+        else:
+            positions = cache.positions
+        x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))
+        for block in self.blocks:
+            x = block(x, cache)
+        out: Tensor = self.ln_f(x)
+        return out

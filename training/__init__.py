@@ -1,0 +1,1 @@
+"""Text in, checkpoint out: ``python -m training --data my.txt --out runs/mine``."""
