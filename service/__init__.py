@@ -1,0 +1,1 @@
+"""Checkpoint in, HTTP out: ``python -m service --checkpoint runs/mine/best``."""

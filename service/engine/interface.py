@@ -1,0 +1,219 @@
+"""The engine as the routes see it: submit a request, read its text, know how the engine fares. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from model.params import SamplingParams
+from model.tokenizer import CharTokenizer
+
+FinishReason = Literal["length", "stop", "timeout"]
+State = Literal["loading", "running", "restarting", "failed", "stopping"]
+
+
+class EngineError(Exception):
+    """Why the engine does not serve a request. ``code`` is API.md's; one code for the body, the event and the metric.
+
+    EngineError
+      ├─ QueueFull        429, before a stream opens; retry_after_s says when a place should be free
+      ├─ EngineLoading    503, before
+      ├─ EngineStopping   503, before or within a stream
+      ├─ EngineFailed     503, before or within: the supervisor has given up
+      ├─ QueueTimeout     504, within: waited too long for a row
+      └─ CheckpointGone   410, before: the checkpoint that was asked for is not loaded
+    """
+
+    code = "engine_failed"
+    retryable = True
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(EngineError):
+    """Every row is taken and the queue is full."""
+
+    code = "queue_full"
+
+
+class EngineLoading(EngineError):
+    """No checkpoint is ready yet."""
+
+    code = "loading"
+
+
+class EngineStopping(EngineError):
+    """The server is shutting down."""
+
+    code = "shutting_down"
+
+
+class EngineFailed(EngineError):
+    """The worker died too often in a row, or its self-test failed."""
+
+    code = "engine_failed"
+
+
+class QueueTimeout(EngineError):
+    """No row became free in time."""
+
+    code = "queue_timeout"
+
+
+class CheckpointGone(EngineError):
+    """The checkpoint that a request names is not loaded (any more)."""
+
+    code = "checkpoint_gone"
+    retryable = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServedCheckpoint:
+    """A checkpoint that a worker has loaded and whose self-test has passed."""
+
+    id: str
+    """``sha256:`` and 64 hex digits."""
+    fingerprint: str
+    """Hash of everything that can change a byte: checkpoint, engine, kernels, dtype, window rule, versions, hardware."""
+    block_size: int
+    vocab_size: int
+    num_parameters: int
+    tokenizer: CharTokenizer
+    manifest: Mapping[str, Any]
+    config: Mapping[str, Any]
+    default_stride: int
+    device: str
+    dtype: str
+    kernels: str
+    max_batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """How the engine fares, read without a lock and without asking the worker."""
+
+    state: State
+    heartbeat_age_s: float
+    """Seconds since the worker was last heard of; infinite before that."""
+    step_age_s: float
+    """Seconds since the last step if work waits, else 0."""
+    running: int
+    waiting: int
+    max_batch: int
+    steps: int
+    restarts: int
+    message: str
+    """What a person should know: the phase of loading, or why the engine failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One text to generate, parsed and checked: nothing in here needs a second look."""
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    """``params.stride`` is a number here, never None."""
+    stop: tuple[str, ...] = ()
+    timeout_s: float = 600.0
+    skip_tokens: int = 0
+    """Withhold the text of the first tokens (a resumed stream has sent it already)."""
+    checkpoint_id: str | None = None
+    """None: the current one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The model's own log-probability of a token, and those of the most probable ones."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Text that is ready to be sent. ``index`` counts generated tokens from 1 and names the last one whose text is out whole."""
+
+    index: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """How a generation ended. ``text`` is all of it, withheld parts included, the stop string excluded."""
+
+    text: str
+    finish_reason: FinishReason
+    completion_tokens: int
+    logprobs: tuple[TokenLogprob, ...]
+    queue_s: float
+    ttft_s: float
+    total_s: float
+
+
+class TextStream(Protocol):
+    """One running generation. Iterate to its end or leave the context: leaving early cancels it and frees its row.
+
+    >>> async with engine.submit(request) as stream:
+    ...     async for chunk in stream:
+    ...         send(chunk.text)
+    ...     completion = stream.completion
+
+    The chunks' texts, joined, are ``completion.text`` less what was withheld. Iteration raises EngineError for what goes wrong
+    after admission. Ready tokens are merged: a slow reader gets fewer, larger chunks, and while it does not read at all its
+    generation is suspended.
+    """
+
+    checkpoint: ServedCheckpoint
+
+    @property
+    def completion(self) -> Completion:
+        """The result, once iteration has ended."""
+        ...
+
+    def cancel(self, where: str) -> None:
+        """End the generation. ``where`` is ``running``, ``queued`` or ``shutdown``, for the metric; idempotent."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[Chunk]: ...
+
+    async def __aenter__(self) -> TextStream: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+
+class Engine(Protocol):
+    """What ``create_app`` is given."""
+
+    @property
+    def status(self) -> EngineStatus: ...
+
+    @property
+    def current(self) -> ServedCheckpoint | None:
+        """The checkpoint that new requests get; None until one is loaded."""
+        ...
+
+    @property
+    def loaded(self) -> tuple[ServedCheckpoint, ...]:
+        """The current checkpoint, and the one before it while streams use it."""
+        ...
+
+    def submit(self, request: GenerationRequest) -> TextStream:
+        """Admit a request or raise EngineError, at once: nothing is awaited, so a refusal can still choose a status line."""
+        ...
+
+    async def start(self) -> None:
+        """Start loading; returns at once."""
+        ...
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new requests, let running ones finish for ``grace_s`` seconds, then end them with EngineStopping."""
+        ...
+
+    async def close(self) -> None:
+        """End the worker. No process, file or socket stays behind."""
+        ...
