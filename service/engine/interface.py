@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from model.params import SamplingParams
@@ -22,7 +23,11 @@ class EngineError(Exception):
       ├─ EngineStopping   503, before or within a stream
       ├─ EngineFailed     503, before or within: the supervisor has given up
       ├─ QueueTimeout     504, within: waited too long for a row
-      └─ CheckpointGone   410, before: the checkpoint that was asked for is not loaded
+      ├─ CheckpointGone   410, before: the checkpoint that was asked for is not loaded
+      └─ PromotionError
+           ├─ PromotionInProgress  409: another promotion runs, or two checkpoints are still in use
+           ├─ CheckpointNotFound   404: no such checkpoint in the catalogue, or none to roll back to
+           └─ CheckpointRefused    422: it cannot be read, or its self-test failed; nothing has changed
     """
 
     code = "engine_failed"
@@ -70,6 +75,31 @@ class CheckpointGone(EngineError):
     retryable = False
 
 
+class PromotionError(EngineError):
+    """Another checkpoint was to be served, and is not; the one before goes on serving."""
+
+    retryable = False
+
+
+class PromotionInProgress(PromotionError):
+    """Another promotion runs, or two checkpoints are still in use."""
+
+    code = "promotion_in_progress"
+    retryable = True
+
+
+class CheckpointNotFound(PromotionError):
+    """No checkpoint of this id is in the catalogue, or there is none to roll back to."""
+
+    code = "checkpoint_not_found"
+
+
+class CheckpointRefused(PromotionError):
+    """The checkpoint cannot be read or trusted, or its self-test failed; nothing has changed."""
+
+    code = "checkpoint_refused"
+
+
 @dataclass(frozen=True, slots=True)
 class ServedCheckpoint:
     """A checkpoint that a worker has loaded and whose self-test has passed."""
@@ -107,6 +137,8 @@ class EngineStatus:
     restarts: int
     message: str
     """What a person should know: the phase of loading, or why the engine failed."""
+    batch_size: int = 0
+    """Rows that the last step computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +218,19 @@ class TextStream(Protocol):
     async def __aexit__(self, *exc: object) -> None: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What the service's settings say about the engine; `service.settings` documents each and holds the defaults."""
+
+    checkpoint: Path
+    checkpoints: Path | None
+    device: str
+    max_batch: int | None
+    max_queue: int | None
+    queue_timeout_s: float
+    stream_buffer_tokens: int
+
+
 class Engine(Protocol):
     """What ``create_app`` is given."""
 
@@ -208,6 +253,17 @@ class Engine(Protocol):
 
     async def start(self) -> None:
         """Start loading; returns at once."""
+        ...
+
+    async def promote(self, checkpoint_id: str) -> ServedCheckpoint:
+        """Load and self-test a checkpoint of the catalogue beside the current one, then give it all new requests.
+
+        Returns when it serves; running streams end on theirs. Raises PromotionError, and then nothing has changed.
+        """
+        ...
+
+    async def rollback(self) -> ServedCheckpoint:
+        """Promote the checkpoint that was current before the last promotion. Raises PromotionError."""
         ...
 
     async def drain(self, grace_s: float) -> None:

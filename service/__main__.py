@@ -1,0 +1,111 @@
+"""``python -m service``: serve a checkpoint. Every setting is a flag and a variable; the flag wins."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Sequence
+
+from pydantic import SecretStr, ValidationError
+
+from service import logs
+from service.app import create_app
+from service.context import Service
+from service.server import Server
+from service.settings import Settings
+
+MANIFEST = "manifest.json"
+INTERRUPTED = 130
+
+
+def parse_args(argv: Sequence[str] | None) -> Settings:
+    """The settings. Ends the process with one line on what is wrong with them."""
+    parser = argparse.ArgumentParser(prog="folio-serve", description=__doc__, allow_abbrev=False)
+    for name, field in Settings.model_fields.items():
+        if SecretStr in getattr(field.annotation, "__args__", ()):
+            continue  # a key on a command line is there for everyone to read: variables and files only
+        text = f"{field.description} [FOLIO_{name.upper()}; default: {field.default}]".replace("%", "%%")
+        flag = "--" + name.replace("_", "-")
+        if field.annotation is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        else:
+            parser.add_argument(flag, default=argparse.SUPPRESS, metavar="VALUE", help=text)
+    given = vars(parser.parse_args(argv))
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        where = "".join(f"--{str(part).replace('_', '-')} (FOLIO_{str(part).upper()}): " for part in first["loc"][:1])
+        parser.error(where + first["msg"].removeprefix("Value error, "))
+    if not (settings.checkpoint / MANIFEST).is_file():
+        parser.error(f"{settings.checkpoint} is no checkpoint: it has no {MANIFEST}")
+    return settings
+
+
+def raise_file_limit() -> None:
+    """Each connection is a file; the soft limit is often 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def announce(server: Server, service: Service, started: float) -> None:
+    """Say where the service is and what it runs on, once it does; end the server if it never will."""
+    while not (server.started and service.engine.current) and service.engine.status.state != "failed":  # noqa: ASYNC110, start-up is short
+        await asyncio.sleep(0.02)
+    if (current := service.engine.current) is None:
+        print(f"folio: {service.engine.status.message or 'the engine failed to start'}", file=sys.stderr, flush=True)
+        server.should_exit = True
+        return
+    status = service.engine.status
+    print(
+        f"Folio serves {current.num_parameters:,} parameters ({current.id[:19]}) on {current.device}, {current.dtype}, {current.kernels}, "
+        f"{status.max_batch} texts at once; ready in {time.monotonic() - started:.1f} s\n"
+        f"{server.address}\n"
+        f"curl -N {server.address}/generate -H 'content-type: application/json' -d '{json_example(service)}'",
+        flush=True,
+    )
+    if not service.settings.client_keys():
+        print(f"No keys are set: anyone who can reach {service.settings.host} may use it.", flush=True)
+
+
+def json_example(service: Service) -> str:
+    """A body to try, which the model at hand understands."""
+    current = service.engine.current
+    prompt = "ROMEO:" if current and not current.tokenizer.unknown("ROMEO:") else ""
+    return f'{{"prompt":"{prompt}","max_new_tokens":500,"seed":7}}'
+
+
+async def serve(settings: Settings, started: float) -> int:
+    """Serve until a signal. The exit status: 0 after a graceful end, 1 if the engine never started."""
+    app = create_app(settings)
+    service: Service = app.state.service
+    server = Server(app, settings)
+    announcing = asyncio.create_task(announce(server, service, started))
+    with contextlib.suppress(TimeoutError):
+        await server.serve()
+    announcing.cancel()
+    if server.force_exit:
+        return INTERRUPTED
+    return 1 if service.engine.status.state == "failed" else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    started = time.monotonic()
+    settings = parse_args(argv)
+    logs.configure(settings.log_level)
+    raise_file_limit()
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve(settings, started))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

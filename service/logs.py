@@ -1,0 +1,54 @@
+"""Logs as one JSON object a line. Lengths, hashes and times are logged; prompts, answers and keys never."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+logger = logging.getLogger("folio")
+
+
+@dataclass(slots=True)
+class Record:
+    """What is known of one request; routes add numbers and hashes to ``fields``."""
+
+    request_id: str
+    started: float
+    """``time.monotonic()`` when its headers had arrived."""
+    key: str | None = None
+    """The first digits of the hash of the key that it came with."""
+    code: str | None = None
+    """The code of the error that it ended with."""
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+class JsonFormatter(logging.Formatter):
+    """A log record as JSON: what was passed as ``extra={"fields": {…}}`` stands beside time, level and message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        at = f"{moment}.{int(record.msecs):03d}Z"
+        line: dict[str, Any] = {"time": at, "level": record.levelname.lower(), "message": record.getMessage()}
+        line |= getattr(record, "fields", {})
+        if record.exc_info and record.exc_info[1]:
+            line |= describe(record.exc_info[1])
+        return json.dumps(line, default=str)
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An exception's type and where it came from. Not its message, which may quote a prompt or a key."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return {"error": type(error).__name__, "where": [f"{f.filename}:{f.lineno} {f.name}" for f in frames[-12:]]}
+
+
+def configure(level: str) -> None:
+    """Send everything, uvicorn's lines too, to standard error as JSON."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for name in ("uvicorn.access", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)

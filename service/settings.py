@@ -1,0 +1,127 @@
+"""The service's configuration: FOLIO_ variables and flags, checked once, then frozen. Every default stands here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+import model
+from service.engine.interface import EngineOptions
+
+PRETRAINED = Path(model.__file__).parent / "pretrained"
+
+
+class Settings(BaseSettings):
+    """What a person may set. ``FOLIO_MAX_BATCH=64`` and ``--max-batch 64`` are the same; the flag wins."""
+
+    model_config = SettingsConfigDict(env_prefix="FOLIO_", frozen=True, extra="forbid", env_ignore_empty=True, hide_input_in_errors=True)
+
+    checkpoint: Path = Field(PRETRAINED, description="directory of the checkpoint to serve")
+    checkpoints: Path | None = Field(None, description="directory of checkpoints that an admin may promote, by id")
+    host: str = Field("127.0.0.1", description="address to listen on; without keys only a loopback address")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs; auto takes the GPU if there is one")
+    max_batch: int | None = Field(None, ge=1, le=4096, description="texts generated at once; measured for the device if not set")
+    max_queue: int | None = Field(None, ge=0, description="requests that may wait; four times the batch, at least 256, if not set")
+    queue_timeout_s: float = Field(300.0, gt=0, description="a request that waited this long for its turn is given up")
+    context: Literal["anchored", "sliding"] = Field("anchored", description="window rule of requests that do not choose one")
+    stream_buffer_tokens: int = Field(1024, ge=16, description="tokens kept for a slow reader before its text is suspended")
+    max_new_tokens: int = Field(4096, ge=1, le=2**31 - 1, description="most tokens that one request may ask for")
+
+    api_keys: SecretStr | None = Field(None, description="keys that clients must present, separated by commas")
+    api_keys_file: Path | None = Field(None, description="file of such keys, one a line")
+    admin_key: SecretStr | None = Field(None, description="key of the /admin routes; without one they are closed")
+    admin_key_file: Path | None = Field(None, description="file that holds the admin key")
+    allow_anonymous: bool = Field(False, description="serve without keys on an address that others can reach")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field((), description="web origins that may call, separated by commas")
+
+    rate_limit: float | None = Field(None, gt=0, description="requests a second that each key may start; no limit if not set")
+    rate_burst: int = Field(10, ge=1, description="requests that a key may start at once under the rate limit")
+    max_concurrent: int | None = Field(None, ge=1, description="requests that each key may have running; no limit if not set")
+
+    max_body_bytes: int = Field(1 << 20, ge=1024, description="largest request body")
+    max_header_bytes: int = Field(16 << 10, ge=1024, description="largest request line and headers together")
+    max_headers: int = Field(100, ge=10, description="most header fields of a request")
+    header_timeout_s: float = Field(10.0, gt=0, description="time for a request's headers to arrive")
+    body_timeout_s: float = Field(30.0, gt=0, description="time for a request's body to arrive")
+    idle_timeout_s: float = Field(75.0, gt=0, description="time that a connection may wait for its next request")
+    write_timeout_s: float = Field(120.0, gt=0, description="a client that takes no byte for this long is dropped")
+    keep_alive_s: float = Field(10.0, gt=0, description="a stream that is silent for this long gets a comment")
+    grace_s: float = Field(30.0, ge=0, description="time for running texts to finish when the server is told to end")
+
+    tls_cert: Path | None = Field(None, description="certificate chain (PEM) to serve HTTPS with")
+    tls_key: Path | None = Field(None, description="private key (PEM) of the certificate")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+    @model_validator(mode="before")
+    @classmethod
+    def split_origins(cls, data: object) -> object:
+        """``cors_origins`` comes as text with commas from a variable or a flag."""
+        if isinstance(data, dict) and isinstance(origins := data.get("cors_origins"), str):
+            return {**data, "cors_origins": tuple(o for o in map(str.strip, origins.split(",")) if o)}
+        return data
+
+    @model_validator(mode="after")
+    def check_exposure(self) -> Self:
+        """Nobody serves the world without keys by accident, and one process means one engine and one set of metrics."""
+        if not (self.client_keys() or self.allow_anonymous or is_loopback(self.host)):
+            raise ValueError(
+                f"without keys the service listens on loopback only, not on {self.host}: set FOLIO_API_KEYS or FOLIO_API_KEYS_FILE, "
+                "or allow anyone with --allow-anonymous (FOLIO_ALLOW_ANONYMOUS=1)"
+            )
+        if (workers := os.environ.get("WEB_CONCURRENCY", "1")) not in ("", "0", "1"):
+            raise ValueError(f"WEB_CONCURRENCY={workers}: one process serves all, since each would load an engine of its own; unset it")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together")
+        self.admin_secret()
+        return self
+
+    def client_keys(self) -> tuple[str, ...]:
+        """The clients' keys. Raises ValueError for a file that cannot be read or is empty: a mistake must not open the door."""
+        keys = split_keys(self.api_keys.get_secret_value()) if self.api_keys else ()
+        if self.api_keys and not keys:
+            raise ValueError("api_keys is set and holds no key")
+        return keys + (read_keys(self.api_keys_file) if self.api_keys_file else ())
+
+    def engine_options(self) -> EngineOptions:
+        """The engine's share, in its own type: the engine knows no environment."""
+        return EngineOptions(**{field.name: getattr(self, field.name) for field in fields(EngineOptions)})
+
+    def admin_secret(self) -> str | None:
+        """The admin key, if there is one."""
+        if self.admin_key_file:
+            return read_keys(self.admin_key_file)[0]
+        return self.admin_key.get_secret_value() if self.admin_key else None
+
+
+def split_keys(text: str) -> tuple[str, ...]:
+    """Keys separated by commas or new lines."""
+    return tuple(key for key in map(str.strip, text.replace("\n", ",").split(",")) if key)
+
+
+def read_keys(path: Path) -> tuple[str, ...]:
+    """The keys in a file, at least one. Raises ValueError naming the file, never its content."""
+    try:
+        keys = split_keys(path.read_text())
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"{path} cannot be read") from None
+    if not keys:
+        raise ValueError(f"{path} holds no key")
+    return keys
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
