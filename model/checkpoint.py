@@ -91,7 +91,7 @@ def parse_json(path: Path, data: bytes) -> dict[str, Any]:
 def parse_tensors(path: Path, data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
     """The tensors of a safetensors file as finite float32 arrays, with exactly the expected names and shapes."""
     try:
-        entries = dict(safetensors.deserialize(data))
+        entries = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
     except Exception as error:  # the library raises its own type, which is no subclass of ValueError
         raise CheckpointError(f"{path} is not a valid safetensors file: {error}") from None
     if different := sorted(set(entries) ^ set(shapes)):

@@ -49,11 +49,17 @@ class Dropout(nn.Module):
         return x * keep_mask(x.shape, self.p).to(x.dtype) * gain(self.p)
 
 
+def dropout_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, p: float) -> Tensor:
+    """Causal attention over (B, H, N, D) with dropout of its weights → (B, H, N, D)."""
+    y: Tensor = DropoutAttention.apply(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), scale, p)  # type: ignore[no-untyped-call]
+    return y.view_as(q)
+
+
 class DropoutAttention(torch.autograd.Function):
     """softmax(q·kᵀ·scale), causal, inverted dropout, times v; the gradient is written out by hand."""
 
     @staticmethod
-    @torch.autocast("cpu", enabled=False)  # softmax stays in the dtype of the queries
+    @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]  # softmax stays in the dtype of the queries
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, p: float) -> Tensor:
         """(G, N, D) queries, keys and values → (G, N, D)."""
         groups, n, _ = q.shape

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import GPTConfig
-from model.dropout import Dropout, DropoutAttention
+from model.dropout import Dropout, dropout_attention
 from model.kv_cache import CacheView
 
 
@@ -38,25 +38,22 @@ class MultiHeadAttention(nn.Module):
         else:
             k, v, mask = cache.update(self.layer, k, v)
             y = self.attend(q, k, v, mask)
-        return self.proj(y.transpose(1, 2).reshape(b, n, self.n_head * self.head_size))
+        out: Tensor = self.proj(y.transpose(1, 2).reshape(b, n, self.n_head * self.head_size))
+        return out
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, H, N, D) queries over keys and values; causal where no mask is given."""
         scale = self.head_size**-0.5
         p = self.dropout if self.training else 0.0
-        if p and not x_is_accelerated(q):
-            y = DropoutAttention.apply(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), scale, p)
-            return y.view_as(q)
-        pad = -self.head_size % 8 if x_is_accelerated(q) else 0  # fast kernels want multiples of 8; zeros change nothing
+        on_cpu = q.device.type == "cpu"
+        if p and on_cpu:
+            assert mask is None, "a cache is for evaluation"
+            return dropout_attention(q, k, v, scale, p)
+        pad = 0 if on_cpu else -self.head_size % 8  # a GPU's fast kernels want multiples of 8; zeros change nothing
         if pad:
             q, k, v = F.pad(q, (0, pad)), F.pad(k, (0, pad)), F.pad(v, (0, pad))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=mask is None, scale=scale)
         return y[..., : self.head_size]
-
-
-def x_is_accelerated(x: Tensor) -> bool:
-    """Whether the fused attention kernels of an accelerator apply."""
-    return x.device.type != "cpu"
 
 
 class MLP(nn.Module):
@@ -88,7 +85,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cache: CacheView | None = None) -> Tensor:
         """(B, N, C) → (B, N, C)."""
         x = x + self.dropout(self.attn(self.ln_1(x), cache))
-        return x + self.dropout(self.mlp(self.ln_2(x)))
+        out: Tensor = x + self.dropout(self.mlp(self.ln_2(x)))
+        return out
 
 
 class GPT(nn.Module):
@@ -122,7 +120,8 @@ class GPT(nn.Module):
 
     def forward(self, ids: Tensor, cache: CacheView | None = None) -> Tensor:
         """(B, N) token ids → (B, N, V) logits. Raises ValueError when N exceeds the context without a cache."""
-        return self.lm_head(self.hidden(ids, cache))
+        logits: Tensor = self.lm_head(self.hidden(ids, cache))
+        return logits
 
     def hidden(self, ids: Tensor, cache: CacheView | None = None) -> Tensor:
         """(B, N) token ids → (B, N, C), what the head reads; apart, so that logits can be had for some positions only."""

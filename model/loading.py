@@ -51,7 +51,9 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu", dtype:
     )
 
 
-def checkpoint_files(model: GPT, tokenizer: CharTokenizer, sample_ids: Sequence[int], dtype: torch.dtype = torch.float32) -> dict[str, bytes]:
+def checkpoint_files(
+    model: GPT, tokenizer: CharTokenizer, sample_ids: Sequence[int], dtype: torch.dtype = torch.float32
+) -> dict[str, bytes]:
     """The files of a checkpoint but its manifest, the weights rounded to ``dtype``.
 
     ``sample_ids``: text of the kind that the model was trained on, whose beginnings become the self-test.

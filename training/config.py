@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_type_hints
+from typing import Any, Literal, Self, get_args, get_type_hints
 
 from model.config import GPTConfig
+from model.params import MAX_SEED
 
-Schedule = Literal["cosine", "constant"]
+AT_LEAST_ONE = ("batch_size", "max_iters", "eval_interval", "save_interval", "log_interval")
+NOT_NEGATIVE = ("learning_rate", "muon_lr", "min_lr", "weight_decay", "grad_clip", "warmup_iters", "patience", "sample_chars", "seed")
+FRACTIONS = ("dropout", "ema", "beta1", "beta2")
 
 
 class TrainingError(ValueError):
-    """Something the user can put right; the message says how."""
+    """Something the user can put right; the message is one line and says how."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,57 +34,81 @@ class TrainConfig:
     dropout: float = 0.2
     """Dropout of embeddings, attention weights and residual branches."""
     batch_size: int = 64
-    """Sequences per step."""
+    """Sequences per step, over all processes together."""
     max_iters: int = 5000
     """Optimizer steps."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon for the matrices of the blocks and AdamW for the rest."""
     learning_rate: float = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate of AdamW."""
+    muon_lr: float = 0.02
+    """Peak learning rate of Muon."""
     min_lr: float = 1e-5
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the cosine or of WSD's descent."""
     warmup_iters: int = 100
     """Steps of linear warm-up."""
-    schedule: Schedule = "cosine"
-    """What follows the warm-up."""
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    """What follows the warm-up: half a cosine, nothing, or a plateau and a straight descent (warm-up, stable, decay)."""
+    decay_fraction: float = 0.4
+    """The part of the run that WSD's descent takes."""
     weight_decay: float = 0.1
-    """AdamW's decay of matrices (never of biases, LayerNorms or embeddings)."""
+    """Decay of matrices (never of biases, LayerNorms or embeddings)."""
     beta1: float = 0.9
     """AdamW's first momentum."""
     beta2: float = 0.99
     """AdamW's second momentum."""
     grad_clip: float = 1.0
     """Largest norm of the whole gradient; 0 turns clipping off."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is then what is validated, sampled and saved; 0 turns it off."""
     eval_interval: int = 250
-    """Steps between full validations (each with samples and a picture of the loss)."""
+    """Steps between full validations (each with a sample and a picture of the loss)."""
     save_interval: int = 250
     """Steps between saves of last/: what a crash can cost."""
+    log_interval: int = 10
+    """Steps between looks at the loss, each of which waits for the device."""
     patience: int = 0
     """Stop after so many validations without a better loss; 0 trains to the end."""
     seed: int = 1337
     """Initialisation, batches and dropout are functions of it."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    dtype: str = "auto"
-    """Autocast: auto (bfloat16 where the machine computes in it), float32 or bfloat16."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a CUDA GPU if there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast: auto is bfloat16 where the machine computes in it. Weights and validation stay in float32."""
+    compile: bool = False
+    """Pass the model through torch.compile; a failure is reported and the run goes on without."""
+    deterministic: bool = False
+    """Only deterministic CUDA kernels, so that a resumed run is bitwise the uninterrupted one there too (a CPU always is)."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files into the run (needs the extra folio[tensorboard])."""
     sample_chars: int = 500
     """Tokens of the sample written at each validation."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_iters", "eval_interval", "save_interval"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "min_lr", "weight_decay", "grad_clip", "warmup_iters", "patience", "sample_chars", "seed"):
-            if not getattr(self, name) >= 0:
-                raise TrainingError(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
-        for name, allowed in {
-            "schedule": ("cosine", "constant"),
-            "device": ("auto", "cpu", "cuda"),
-            "dtype": ("auto", "float32", "bfloat16"),
-        }.items():
-            if getattr(self, name) not in allowed:
-                raise TrainingError(f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name, kind in get_type_hints(type(self)).items():
+            value, flag = getattr(self, name), "--" + name.replace("_", "-")
+            if (choices := get_args(kind)) and value not in choices:
+                raise TrainingError(f"{flag} must be one of {', '.join(choices)}, got {value!r}")
+            if not choices and type(value) is not kind and not (kind is float and type(value) is int):
+                raise TrainingError(f"{flag} must be of type {kind.__name__}, got {value!r}")
+            if name in AT_LEAST_ONE and value < 1:
+                raise TrainingError(f"{flag} must be at least 1, got {value}")
+            if name in NOT_NEGATIVE and not value >= 0:
+                raise TrainingError(f"{flag} must be a number of at least 0, got {value}")
+            if name in FRACTIONS and not 0 <= value < 1:
+                raise TrainingError(f"{flag} must be at least 0 and less than 1, got {value}")
+        if self.seed > MAX_SEED:
+            raise TrainingError(f"--seed must be at most {MAX_SEED}, got {self.seed}")
+        if not 0 < self.decay_fraction <= 1:
+            raise TrainingError(f"--decay-fraction must be more than 0 and at most 1, got {self.decay_fraction}")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Targets whose loss one step averages."""
+        return self.batch_size * self.block_size
 
     def model_config(self, vocab_size: int) -> GPTConfig:
-        """The architecture for a vocabulary of this size."""
+        """The architecture for a vocabulary of this size. Raises ConfigError."""
         return GPTConfig(
             vocab_size=vocab_size,
             block_size=self.block_size,
@@ -95,43 +123,8 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The inverse of :meth:`to_json`; unknown fields raise TrainingError."""
-        if unknown := sorted(set(data) - set(get_type_hints(cls))):
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_json`; fields that an older run lacks take their defaults. Raises TrainingError."""
+        if unknown := sorted(set(data) - {field.name for field in dataclasses.fields(cls)}):
             raise TrainingError(f"unknown training option {unknown[0]!r}")
         return cls(**data)
-
-
-PRESETS: dict[str, TrainConfig] = {
-    "default": TrainConfig(),
-    # The original script's hyperparameters, with the right arithmetic: what comparisons run.
-    "original": TrainConfig(
-        block_size=128,
-        max_iters=5501,
-        learning_rate=3e-4,
-        schedule="constant",
-        warmup_iters=0,
-        weight_decay=0.01,
-        beta2=0.999,
-        grad_clip=0.0,
-        eval_interval=500,
-        save_interval=500,
-    ),
-    # nanoGPT's config/train_shakespeare_char.py.
-    "baby": TrainConfig(n_layer=6, n_head=6, n_embd=384, min_lr=1e-4),
-    # About 20 seconds on two CPU cores, saving every second or so: for tests and a first look.
-    "smoke": TrainConfig(
-        n_layer=2,
-        n_head=3,
-        n_embd=64,
-        block_size=64,
-        dropout=0.0,
-        batch_size=32,
-        max_iters=600,
-        learning_rate=3e-3,
-        warmup_iters=20,
-        eval_interval=100,
-        save_interval=50,
-        sample_chars=200,
-    ),
-}

@@ -14,6 +14,7 @@ from torch import Tensor
 from model.sampling import uniform_tensor
 from model.tokenizer import CharTokenizer
 from training.config import TrainingError
+from training.run_directory import RunDocument
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -27,6 +28,8 @@ class Text:
     text: str
     sha256: str
     name: str
+    path: str | None
+    """As the user gave it; None for the download."""
 
 
 def cache_directory() -> Path:
@@ -46,7 +49,18 @@ def load_text(file: str | None) -> Text:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise TrainingError(f"{path} is not UTF-8 (byte {error.start}); convert it: iconv -t utf-8 {path} > new.txt") from None
-    return Text(text, hashlib.sha256(data).hexdigest(), path.name)
+    return Text(text, hashlib.sha256(data).hexdigest(), path.name, chosen)
+
+
+def load_run_text(document: RunDocument, data: str | None) -> Text:
+    """The text that a run was begun with: ``data``, else where it lay then, else as :func:`load_text` finds it. Raises TrainingError."""
+    stored = document.data_path if document.data_path and Path(document.data_path).exists() else None
+    text = load_text(data or stored)
+    if text.sha256 != document.data_sha256:
+        raise TrainingError(
+            f"{text.path or text.name} is not the text of this run ({document.data_name}, by its sha256); pass it with --data"
+        )
+    return text
 
 
 def download() -> Path:
@@ -63,11 +77,33 @@ def download() -> Path:
         ) from None
     if hashlib.sha256(response.content).hexdigest() != SHA256:
         raise TrainingError(f"{URL} is not the text that was expected (its sha256 differs); pass a file with --data FILE")
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(response.content)
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(response.content)
+        temporary.replace(path)
+    except OSError as error:
+        raise TrainingError(
+            f"cannot keep the downloaded text as {path}: {error.strerror}; set XDG_CACHE_HOME, or pass --data FILE"
+        ) from None
     return path
+
+
+def check_length(text: Text, block_size: int) -> None:
+    """Refuse a text that is too short for one training window and one target of validation. Raises TrainingError."""
+    if not text.text:
+        raise TrainingError(f"{text.path or text.name} is empty")
+    cut = split_point(len(text.text))
+    if cut <= block_size or len(text.text) - cut < 2:
+        raise TrainingError(
+            f"{text.path or text.name} has {len(text.text)} characters: too few for a context of {block_size}; "
+            f"give a longer text or a smaller --block-size"
+        )
+
+
+def split_point(num_tokens: int) -> int:
+    """How many of the tokens are for training; the rest is for validation."""
+    return int(TRAIN_FRACTION * num_tokens)
 
 
 class Dataset:
@@ -75,17 +111,19 @@ class Dataset:
 
     def __init__(self, text: str, tokenizer: CharTokenizer, block_size: int, device: torch.device) -> None:
         ids = torch.tensor(tokenizer.encode(text), dtype=torch.uint8 if tokenizer.vocab_size <= 256 else torch.int32)
-        cut = int(TRAIN_FRACTION * len(ids))
-        if cut <= block_size or len(ids) - cut < 2:
-            raise TrainingError(f"the text has {len(ids)} tokens: too few for a context of {block_size}; lower --block-size")
+        cut = split_point(len(ids))
         self.train, self.val = ids[:cut].to(device), ids[cut:].to(device)
         self.block_size = block_size
         self.columns = torch.arange(block_size + 1, device=device)
 
-    def batch(self, seed: int, step: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets (B, T) int64 of a step: windows at random offsets, a function of (seed, step) alone."""
-        rows = torch.arange(batch_size, device=self.train.device)
-        random = uniform_tensor(torch.full_like(rows, seed), step * batch_size + rows)
+    def batch(self, seed: int, step: Tensor, batch_size: int, rows: range | None = None) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (B, T) int64 of a step: windows at random offsets, a function of (seed, step) alone.
+
+        ``rows`` picks some rows of the batch, for a process that computes a part of it.
+        """
+        rows = rows or range(batch_size)
+        index = torch.arange(rows.start, rows.stop, device=self.train.device)
+        random = uniform_tensor(torch.full_like(index, seed), step * batch_size + index)
         starts = (random * (len(self.train) - self.block_size)).long()
         windows = self.train[starts[:, None] + self.columns].long()
         return windows[:, :-1], windows[:, 1:]

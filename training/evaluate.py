@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from model.gpt import GPT
+from model.loading import LoadedCheckpoint
+from training.data import Dataset, Text, check_length
 
 EVAL_TOKENS = 16_384
 
@@ -22,14 +26,28 @@ def full_loss(model: GPT, ids: Tensor) -> float:
     inputs, targets = ids[:-1].long(), ids[1:].long()
     whole = len(inputs) // block * block
     rows = max(1, EVAL_TOKENS // block)
-    batches = list(zip(inputs[:whole].view(-1, block).split(rows), targets[:whole].view(-1, block).split(rows), strict=True))
+    batches = list(zip(torch.split(inputs[:whole].view(-1, block), rows), torch.split(targets[:whole].view(-1, block), rows), strict=True))
     if whole < len(inputs):
         batches.append((inputs[whole:][None], targets[whole:][None]))
     training = model.training
     model.eval()
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for x, y in batches:
         logits = model(x.to(device)).float()
-        total += F.cross_entropy(logits.flatten(0, 1), y.to(device).flatten(), reduction="sum").item()
+        total += F.cross_entropy(logits.flatten(0, 1), y.to(device).flatten(), reduction="sum")
     model.train(training)
-    return total / len(inputs)
+    return total.item() / len(inputs)
+
+
+def evaluate_text(checkpoint: LoadedCheckpoint, text: Text) -> dict[str, Any]:
+    """A checkpoint's loss on the validation part of a text, beside what its manifest says. Raises TrainingError, UnknownCharacterError."""
+    config, device = checkpoint.config, checkpoint.model.lm_head.weight.device
+    check_length(text, config.block_size)
+    data = Dataset(text.text, checkpoint.tokenizer, config.block_size, device)
+    return {
+        "val_loss": round(full_loss(checkpoint.model, data.val), 6),
+        "manifest_val_loss": checkpoint.manifest.get("val_loss"),
+        "tokens": len(data.val) - 1,
+        "block_size": config.block_size,
+        "same_text": text.sha256 == checkpoint.manifest.get("data", {}).get("sha256"),
+    }

@@ -23,7 +23,7 @@ def export_checkpoint(source: Path, out: Path, dtype: str, text: Text) -> float:
     data = Dataset(text.text, checkpoint.tokenizer, checkpoint.config.block_size, torch.device("cpu"))
     files = checkpoint_files(checkpoint.model, checkpoint.tokenizer, data.val[:256].tolist(), getattr(torch, dtype))
     manifest = {k: v for k, v in checkpoint.manifest.items() if k not in ("format", "files")}
-    for name, tensor in checkpoint.model.state_dict().items():
+    for tensor in checkpoint.model.state_dict().values():
         tensor.copy_(tensor.to(getattr(torch, dtype)))
     loss = full_loss(checkpoint.model, data.val)
     if out.is_dir():

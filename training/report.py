@@ -1,64 +1,77 @@
-"""What a person looks at while a run goes on: the picture of the loss, and samples."""
+"""What a person looks at while a run goes on: a line, a sample, the picture of the loss, the model card."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from model.checkpoint import Checkpoint
-from model.generate import generate
 from model.gpt import GPT
-from model.params import SamplingParams
 from model.tokenizer import CharTokenizer
+from training.config import TrainConfig, TrainingError
+from training.data import Text
+from training.model_card import model_card
+from training.picture import loss_picture
+from training.run_directory import Point, RunDirectory, writing
+from training.samples import sample_text
 
 
-def draw_loss(curve: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """The training and validation loss against steps, as a PNG."""
-    import matplotlib
+class Reporter:
+    """Writes down each validation of a run."""
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    def __init__(self, directory: RunDirectory, config: TrainConfig, text: Text, tokenizer: CharTokenizer, *, tensorboard: bool) -> None:
+        self.directory, self.config, self.text, self.tokenizer = directory, config, text, tokenizer
+        self.events = EventFiles(directory) if tensorboard else None
 
-    figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
-    steps = [point["step"] for point in curve]
-    axes.plot(steps, [point["train_loss"] for point in curve], color="#9a6b3f", label="training (dropout on)")
-    axes.plot(steps, [point["val_loss"] for point in curve], color="#1f5f8b", label="validation, whole")
-    best = min(curve, key=lambda point: point["val_loss"])
-    axes.plot(best["step"], best["val_loss"], "o", color="#1f5f8b")
-    axes.annotate(f"{best['val_loss']:.4f}", (best["step"], best["val_loss"]), xytext=(0, -14), textcoords="offset points", ha="center")
-    axes.set(xlabel="step", ylabel="nats per token", title=title)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary)
-    plt.close(figure)
-    temporary.replace(path)
-
-
-def sample_text(model: GPT, tokenizer: CharTokenizer, seed: int, length: int, start: int) -> str:
-    """A sample from the naive sampler, plain multinomial."""
-    return tokenizer.decode(list(generate(model, [], SamplingParams(max_new_tokens=length, seed=seed), start=start)))
+    def report(self, model: GPT, curve: Sequence[Point], say: Callable[[str], None]) -> None:
+        """Record ``curve[-1]``. Raises TrainingError when the run's directory cannot be written."""
+        point = curve[-1]
+        best = min(curve, key=lambda p: p.val_loss)
+        self.directory.append_metrics(point)
+        mark = "  best" if best is point else ""
+        say(f"step {point.step:>6}  training {point.train_loss:.4f}  validation {point.val_loss:.4f}{mark}")
+        if word := overfitting(curve):
+            say(word)
+        sample = sample_text(model, self.tokenizer, self.config.seed, self.config.sample_chars)
+        self.directory.write(f"samples/step-{point.step:06d}.txt", sample.encode())
+        title = f"{self.text.name}, {model.num_parameters:,} parameters"
+        self.directory.write("loss.png", loss_picture({"": curve}, title))
+        self.directory.write("README.md", model_card(model.config, self.config, self.text, curve, sample).encode())
+        if self.events:
+            self.events.write(point, self.config.learning_rate, sample)
 
 
-def overfitting(curve: Sequence[dict[str, Any]]) -> str | None:
+class EventFiles:
+    """The same figures for TensorBoard."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise TrainingError("--tensorboard needs the package tensorboard: pip install 'folio[tensorboard]'") from None
+        self.directory = directory.path / "tensorboard"
+        with writing(self.directory):
+            self.writer = SummaryWriter(str(self.directory))
+
+    def write(self, point: Point, peak: float, sample: str) -> None:
+        """Add one validation."""
+        scalars = {"loss/training": point.train_loss, "loss/validation": point.val_loss, "learning_rate": point.lr * peak}
+        with writing(self.directory):
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, point.step)
+            self.writer.add_text("sample", f"```\n{sample}\n```", point.step)
+            self.writer.flush()
+
+
+def overfitting(curve: Sequence[Point]) -> str | None:
     """A clear word when validation has risen for two evaluations while training fell, else None."""
     if len(curve) < 3:
         return None
     first, second, third = curve[-3:]
-    rising = first["val_loss"] < second["val_loss"] < third["val_loss"]
-    falling = first["train_loss"] > second["train_loss"] > third["train_loss"]
+    rising = first.val_loss < second.val_loss < third.val_loss
+    falling = first.train_loss > second.train_loss > third.train_loss
     if not (rising and falling):
         return None
-    best = min(curve, key=lambda point: point["val_loss"])
+    best = min(curve, key=lambda point: point.val_loss)
     return (
-        f"overfitting: validation rises ({first['val_loss']:.4f} to {third['val_loss']:.4f}) while training falls; best/ keeps step "
-        f"{best['step']}. More dropout, a smaller model, more text or --patience 3 would help."
+        f"overfitting: validation rises ({first.val_loss:.4f} to {third.val_loss:.4f}) while training falls; best/ keeps step "
+        f"{best.step}. More dropout, a smaller model, more text or --patience 3 would help."
     )
-
-
-def describe(checkpoint: Checkpoint) -> str:
-    """One line about a checkpoint."""
-    manifest = checkpoint.manifest
-    return f"{checkpoint.id[:19]}… {checkpoint.config.num_parameters:,} parameters, step {manifest.get('steps')}"

@@ -1,72 +1,110 @@
 """What a run leaves on the disk, and the order in which it gets there.
 
-    RUN/config.json      the configuration, the text's name and hash
+    RUN/config.json      the configuration, the text's name, hash and path
     RUN/metrics.jsonl    one line for each validation
     RUN/step-NNNNNN/     finished checkpoints; `best` and `last` are links to two of them, swapped by rename
     RUN/samples/         text by the model at each validation
     RUN/loss.png         the curve so far
+    RUN/README.md        the model card
 
-A crash at any moment leaves `best` and `last` pointing at complete checkpoints.
+A crash at any moment leaves `best` and `last` pointing at complete checkpoints. Nothing else in a run is needed to go on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from model.checkpoint import dump_json, write_checkpoint
-from training.config import TrainingError
+from training.config import TrainConfig, TrainingError
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One validation."""
+
+    step: int
+    train_loss: float
+    """Mean over the steps since the validation before, dropout on, in nats per token."""
+    val_loss: float
+    """Exact mean over the validation split, dropout off."""
+    lr: float
+    """The part of the peak learning rate in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDocument:
+    """``config.json``: what makes the run reproducible."""
+
+    train: TrainConfig
+    data_name: str
+    data_sha256: str
+    data_path: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        data = {"name": self.data_name, "sha256": self.data_sha256, "path": self.data_path}
+        return {"train": self.train.to_json(), "data": data}
 
 
 class RunDirectory:
-    """One run's files."""
+    """One run's files. Every failure to write is a TrainingError that names the path."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.metrics_path = path / "metrics.jsonl"
+
+    def create(self, document: RunDocument) -> None:
+        """Begin a new run. Raises TrainingError when the directory holds one already or cannot be written."""
+        if any((self.path / name).is_symlink() for name in ("last", "best")):
+            raise TrainingError(
+                f"{self.path} holds a checkpoint: go on with `python -m training resume {self.path}`, or choose another --out"
+            )
+        with writing(self.path):
+            (self.path / "samples").mkdir(parents=True, exist_ok=True)
+        self.write("config.json", dump_json(document.to_json()))
+        self.write("metrics.jsonl", b"")
 
     @classmethod
-    def create(cls, path: Path, document: dict[str, Any]) -> RunDirectory:
-        """A new run. Raises TrainingError when ``path`` holds one already or cannot be written."""
-        if (path / "last").exists() or (path / "best").exists():
-            raise TrainingError(f"{path} holds a checkpoint: go on with `python -m training resume {path}`, or choose another --out")
-        run = cls(path)
-        try:
-            (path / "samples").mkdir(parents=True, exist_ok=True)
-            run.metrics_path.write_bytes(b"")
-            (path / "config.json").write_bytes(dump_json(document))
-        except OSError as error:
-            raise TrainingError(f"cannot write to {path}: {error.strerror}") from None
-        return run
-
-    @classmethod
-    def open(cls, path: Path) -> tuple[RunDirectory, dict[str, Any]]:
+    def open(cls, path: Path) -> tuple[RunDirectory, RunDocument]:
         """A run to go on with, and its ``config.json``. Raises TrainingError."""
         if not (path / "last").exists():
             raise TrainingError(f"{path} has no last/ checkpoint to resume from; start a run with `python -m training --out {path}`")
         try:
             document = json.loads((path / "config.json").read_bytes())
-        except (OSError, ValueError):
+            data = document["data"]
+            train = TrainConfig.from_json(document["train"])
+            return cls(path), RunDocument(train, data["name"], data["sha256"], data.get("path"))
+        except TrainingError as error:
+            raise TrainingError(f"{path / 'config.json'}: {error}") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise TrainingError(f"{path / 'config.json'} cannot be read: it is needed to resume") from None
-        return cls(path), document
 
-    @property
-    def metrics_path(self) -> Path:
-        """One JSON object per line."""
-        return self.path / "metrics.jsonl"
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file of the run in one piece."""
+        temporary = self.path / f".{name.replace('/', '-')}.{os.getpid()}"
+        with writing(self.path / name):
+            try:
+                temporary.write_bytes(data)
+                temporary.replace(self.path / name)
+            finally:
+                temporary.unlink(missing_ok=True)
 
-    def save(self, step: int, files: dict[str, bytes], manifest: dict[str, Any], *, best: bool) -> None:
+    def save(self, step: int, files: Mapping[str, bytes], manifest: Mapping[str, Any], *, best: bool) -> None:
         """Write ``step-NNNNNN``, point ``last`` (and ``best``) at it, and delete what neither points at."""
         name = f"step-{step:06d}"
-        try:
+        hint = f"; the last good checkpoint is {self.path / 'last'}" if (self.path / "last").exists() else ""
+        with writing(self.path / name, hint):
             if not (self.path / name).exists():
                 write_checkpoint(self.path / name, files, manifest)
-            for link in ("best", "last") if best else ("last",):
-                self.point(link, name)
-        except OSError as error:
-            raise TrainingError(f"cannot save {self.path / name}: {error.strerror}; the last good checkpoint is {self.path}/last") from None
+            self.point("last", name)
+            if best:
+                self.point("best", name)
         self.prune()
 
     def point(self, link: str, name: str) -> None:
@@ -76,6 +114,13 @@ class RunDirectory:
         temporary.symlink_to(name)
         temporary.replace(self.path / link)
 
+    def repair(self, step: int, *, is_best: bool) -> None:
+        """Finish what a crash cut short between two links, and delete what is newer than ``last``: it will be made again."""
+        with writing(self.path):
+            if is_best:
+                self.point("best", f"step-{step:06d}")
+        self.prune()
+
     def prune(self) -> None:
         """Delete checkpoints that neither ``best`` nor ``last`` points at, and what a killed save left behind."""
         kept = {os.readlink(self.path / link) for link in ("best", "last") if (self.path / link).is_symlink()}
@@ -83,14 +128,34 @@ class RunDirectory:
             if old.name not in kept:
                 shutil.rmtree(old, ignore_errors=True)
 
-    def append_metrics(self, line: dict[str, Any]) -> None:
+    def append_metrics(self, point: Point) -> None:
         """Add one validation's figures."""
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with writing(self.metrics_path), self.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(point)) + "\n")
 
-    def cut_metrics(self, step: int) -> list[dict[str, Any]]:
-        """Drop the lines after ``step`` (a resumed run writes them again) and return the rest."""
-        lines = [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        kept = [line for line in lines if line["step"] <= step]
-        self.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        return kept
+    def replace_metrics(self, curve: Sequence[Point]) -> None:
+        """Leave exactly these lines: a resumed run writes those after its last save again."""
+        self.write("metrics.jsonl", "".join(json.dumps(asdict(point)) + "\n" for point in curve).encode())
+
+
+@contextlib.contextmanager
+def writing(path: Path, hint: str = "") -> Iterator[None]:
+    """Turn a full disk, a read-only directory and the like into a TrainingError."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(f"cannot write {path}: {error.strerror or error}{hint}") from None
+
+
+def read_metrics(run: Path) -> Sequence[Point]:
+    """The validations of a run; a line that a crash cut short is left out. Raises TrainingError."""
+    try:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise TrainingError(f"{run / 'metrics.jsonl'} cannot be read: is {run} the directory of a run?") from None
+    points = []
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            value = json.loads(line)
+            points.append(Point(value["step"], value["train_loss"], value["val_loss"], value["lr"]))
+    return points

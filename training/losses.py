@@ -1,0 +1,44 @@
+"""The losses of the steps since the last validation, kept on the device until someone asks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class LossLog:
+    """Up to ``capacity`` losses. ``append`` waits for nothing; ``values`` waits for the device."""
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self.buffer = torch.zeros(capacity, device=device)
+        self.count = 0
+
+    def append(self, loss: Tensor) -> None:
+        self.buffer[self.count] = loss
+        self.count += 1
+
+    def values(self, mean: Callable[[Tensor], Tensor]) -> list[float]:
+        """All losses, oldest first, averaged over processes by ``mean``."""
+        losses: list[float] = mean(self.buffer[: self.count]).tolist()
+        return losses
+
+    def restore(self, values: Sequence[float]) -> None:
+        """Hold exactly ``values``."""
+        self.buffer[: len(values)] = torch.tensor(values, device=self.buffer.device)
+        self.count = len(values)
+
+    def clear(self) -> None:
+        """Forget them."""
+        self.count = 0
+
+
+def first_not_finite(values: Sequence[float]) -> int | None:
+    """Index of the first NaN or infinity.
+
+    >>> first_not_finite([1.0, float("nan"), 2.0]), first_not_finite([1.0])
+    (1, None)
+    """
+    return next((i for i, value in enumerate(values) if not math.isfinite(value)), None)

@@ -1,0 +1,40 @@
+"""Named configurations. A flag replaces a preset's value: ``python -m training --preset baby --max-iters 1000``."""
+
+from __future__ import annotations
+
+from training.config import TrainConfig
+
+PRESETS: dict[str, TrainConfig] = {
+    # The described system: 4,023,873 parameters on Tiny Shakespeare.
+    "default": TrainConfig(),
+    # The original script's hyperparameters, with the right arithmetic: what comparisons run. 3,991,105 parameters.
+    "original": TrainConfig(
+        block_size=128,
+        max_iters=5501,
+        learning_rate=3e-4,
+        schedule="constant",
+        warmup_iters=0,
+        weight_decay=0.01,
+        beta2=0.999,
+        grad_clip=0.0,
+        eval_interval=500,
+        save_interval=500,
+    ),
+    # nanoGPT's config/train_shakespeare_char.py: 10.7M parameters.
+    "baby": TrainConfig(n_layer=6, n_head=6, n_embd=384, min_lr=1e-4),
+    # About 20 seconds on two CPU cores, saving every second or so: for tests and a first look.
+    "smoke": TrainConfig(
+        n_layer=2,
+        n_head=3,
+        n_embd=64,
+        block_size=64,
+        dropout=0.0,
+        batch_size=32,
+        max_iters=600,
+        learning_rate=3e-3,
+        warmup_iters=20,
+        eval_interval=100,
+        save_interval=50,
+        sample_chars=200,
+    ),
+}

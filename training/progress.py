@@ -1,0 +1,78 @@
+"""What is said while a run goes on: a bar on a terminal, a plain line every ten seconds anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Steps, loss, tokens per second, the share of the machine's peak, and the time that is left."""
+
+    def __init__(
+        self, *, total: int, step: int, tokens_per_step: int, flops_per_step: float, peak_flops: float, quiet: bool = False
+    ) -> None:
+        self.total, self.step = total, step
+        self.tokens_per_step, self.flops_per_step, self.peak_flops = tokens_per_step, flops_per_step, peak_flops
+        self.quiet = quiet
+        show_bar = sys.stderr.isatty() and not quiet
+        self.bar = tqdm[int](total=total, initial=step, unit="step", dynamic_ncols=True, smoothing=0.05) if show_bar else None
+        self.said = self.mark = time.monotonic()
+        self.mark_step, self.steps_per_second = step, 0.0
+
+    def update(self, step: int, loss: float, best: float | None) -> None:
+        """The run has done ``step`` steps; the last loss is known."""
+        now = time.monotonic()
+        if now > self.mark:
+            rate = (step - self.mark_step) / (now - self.mark)
+            self.steps_per_second = rate if self.steps_per_second == 0 else 0.7 * self.steps_per_second + 0.3 * rate
+        self.mark, self.mark_step = now, step
+        words = f"loss {loss:.3f}" + (f"  best {best:.4f}" if best is not None else "") + f"  {self.speed()}"
+        if self.bar is not None:
+            self.bar.set_postfix_str(words, refresh=False)
+            self.bar.update(step - self.step)
+        elif now - self.said >= LINE_SECONDS:
+            self.said = now
+            self.say(f"step {step:>6} of {self.total}  {words}  {self.remaining(step)} left")
+        self.step = step
+
+    def resume_clock(self) -> None:
+        """Leave what was just done (a validation, a save) out of the rate of the steps."""
+        self.mark, self.mark_step = time.monotonic(), self.step
+
+    def speed(self) -> str:
+        """Tokens per second and model FLOPs utilisation."""
+        utilisation = self.steps_per_second * self.flops_per_step / self.peak_flops if self.peak_flops else 0.0
+        return f"{self.steps_per_second * self.tokens_per_step:,.0f} tokens/s  MFU {utilisation:.0%}"
+
+    def remaining(self, step: int) -> str:
+        """Time left at the present rate."""
+        return duration((self.total - step) / self.steps_per_second) if self.steps_per_second else "?"
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self.bar is not None:
+            self.bar.write(text)
+        elif not self.quiet:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them.
+
+    >>> duration(42.4), duration(75), duration(3725)
+    ('42 s', '1:15 min', '1:02 h')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60}:{whole % 60:02} min" if whole < 3600 else f"{whole // 3600}:{whole % 3600 // 60:02} h"

@@ -1,0 +1,122 @@
+"""One optimizer step, a function of (seed, step) and the state before it.
+
+    gather → forward → loss → backward → clip → optimizer
+
+On CUDA the whole of it is captured into one graph after a few ordinary steps, because launching its some hundred kernels from
+Python costs several times their arithmetic. (The CUDA path has not been run on a GPU yet: see docs/training.md.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.sampling import mix64
+from training.config import TrainConfig
+from training.data import Dataset
+from training.optim import Optimizers, set_learning_rates
+
+WARM_UP_STEPS = 3
+"""Ordinary steps before the capture: libraries start up and optimizer state comes into being."""
+
+Forward = Callable[[Tensor], Tensor]
+
+
+class TrainStep:
+    """``loss = TrainStep(…)(step)``: the loss stays on the device, nothing here waits for it."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        parameters: list[torch.nn.Parameter],
+        optimizers: Optimizers,
+        data: Dataset,
+        config: TrainConfig,
+        dtype: torch.dtype,
+        rows: range | None = None,
+    ) -> None:
+        self.forward, self.parameters, self.optimizers = forward, parameters, optimizers
+        self.data, self.config, self.dtype = data, config, dtype
+        self.rows = rows
+        self.device = data.train.device
+        self.step = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    def __call__(self, step: int) -> Tensor:
+        """Do step number ``step``, counted from 0; the loss before it, in nats per token."""
+        self.prepare(step)
+        loss = self.loss_and_gradient()
+        self.update(self.optimizers)
+        return loss
+
+    def prepare(self, step: int) -> None:
+        """Everything that differs from step to step: the dropout's seed, the learning rates, the batch's number."""
+        first_row = self.rows.start if self.rows else 0
+        torch.manual_seed(mix64(mix64(self.config.seed * 1_000_003 + step) + first_row) >> 1)
+        set_learning_rates(self.optimizers, self.config, step)
+        self.step.fill_(step)
+
+    def loss_and_gradient(self) -> Tensor:
+        """Forward and backward on this step's batch, the gradient clipped."""
+        x, y = self.data.batch(self.config.seed, self.step, self.config.batch_size, self.rows)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.forward(x)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
+        for parameter in self.parameters:
+            parameter.grad = None
+        torch.autograd.backward(loss)
+        if self.config.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
+        return loss.detach()
+
+    def update(self, optimizers: Optimizers) -> None:
+        """Apply the gradient."""
+        for optimizer in optimizers.values():
+            optimizer.step()
+
+
+class GraphedStep(TrainStep):
+    """The same step, replayed as one CUDA graph. Muon reads its learning rate on the host, so it stays outside the graph.
+
+    Replaying draws fresh dropout: a graph takes seed and offset from the device's generator, which `prepare` seeds every step.
+    """
+
+    graph: torch.cuda.CUDAGraph | None = None
+    warm_ups = 0
+    loss: Tensor
+
+    def __call__(self, step: int) -> Tensor:
+        self.prepare(step)
+        if self.graph is not None:
+            self.graph.replay()
+        elif self.warm_ups < WARM_UP_STEPS:
+            return self.warm_up()
+        else:
+            self.capture()  # records, computes nothing
+            assert self.graph is not None
+            self.graph.replay()
+        self.update({name: o for name, o in self.optimizers.items() if name == "muon"})
+        return self.loss.clone()  # the next replay overwrites it
+
+    def warm_up(self) -> Tensor:
+        """An ordinary step on a side stream, as capturing wants it before."""
+        self.warm_ups += 1
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            loss = self.loss_and_gradient()
+            self.update(self.optimizers)
+        torch.cuda.current_stream().wait_stream(stream)
+        return loss
+
+    def capture(self) -> None:
+        """Record the step; gradients are allocated in the graph's own memory."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.loss = self.loss_and_gradient()
+            self.update({name: o for name, o in self.optimizers.items() if name != "muon"})
+        self.graph = graph
