@@ -123,6 +123,8 @@ def read_manifest(path: Path) -> tuple[str, dict[str, Any]]:
     manifest = parse_json(path / MANIFEST, data)
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path / MANIFEST} has format {manifest.get('format')!r}, this version reads format {FORMAT}")
+    if not isinstance(manifest.get("start", ""), str):
+        raise CheckpointError(f"{path / MANIFEST}: start must be a string")
     return "sha256:" + hashlib.sha256(data).hexdigest(), manifest
 
 
@@ -136,7 +138,7 @@ def read_verified(path: Path, manifest: Mapping[str, Any]) -> dict[str, bytes]:
             raise CheckpointError(f"{path / MANIFEST} does not list {name}")
     contents = {}
     for name, expected in listed.items():
-        if Path(name).name != name or name in (".", ".."):
+        if Path(name).name != name or name in ("", ".", ".."):
             raise CheckpointError(f"{path / MANIFEST} lists {name!r}, which is not a plain file name")
         contents[name] = read_file(path / name, None if name.endswith(".safetensors") else MAX_JSON_BYTES)
         if hashlib.sha256(contents[name]).hexdigest() != expected:

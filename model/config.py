@@ -6,6 +6,9 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_type_hints
 
+MAX_SIZE, MAX_LAYERS = 1 << 24, 1024
+"""Far above any model that fits here; they keep a malicious file from costing time and memory before it is refused."""
+
 Activation = Literal["relu", "gelu_tanh"]
 
 
@@ -41,8 +44,9 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}")
+            limit = MAX_LAYERS if name == "n_layer" else MAX_SIZE
+            if type(value) is not int or not 1 <= value <= limit:
+                raise ConfigError(f"{name} must be an integer from 1 to {limit}, got {value!r}")
         if self.n_embd < self.n_head:
             raise ConfigError(f"n_embd must be at least n_head, got n_embd={self.n_embd} and n_head={self.n_head}")
         if not 0.0 <= self.dropout < 1.0:

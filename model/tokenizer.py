@@ -38,6 +38,8 @@ class CharTokenizer:
     def __init__(self, characters: Sequence[str]) -> None:
         if not characters or any(len(c) != 1 for c in characters) or len(set(characters)) != len(characters):
             raise TokenizerError("a character vocabulary must list distinct single characters, at least one")
+        if any("\ud800" <= c <= "\udfff" for c in characters):
+            raise TokenizerError("a character vocabulary must not list surrogates: no UTF-8 text holds one")
         self.characters = tuple(characters)
         self.ids = {c: i for i, c in enumerate(self.characters)}
 
@@ -69,6 +71,10 @@ class CharTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, each in [0, vocab_size)."""
         return "".join([self.characters[i] for i in ids])
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token."""
+        return [self.characters[i] for i in ids]
 
     def to_json(self) -> dict[str, Any]:
         """What ``tokenizer.json`` of a checkpoint holds."""

@@ -225,6 +225,11 @@ class EngineOptions:
     checkpoint: Path
     checkpoints: Path | None
     device: str
+    dtype: str
+    kernels: str
+    threads: int | None
+    stride: int | None
+    cache: Path
     max_batch: int | None
     max_queue: int | None
     queue_timeout_s: float

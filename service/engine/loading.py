@@ -1,0 +1,111 @@
+"""From a Start message to an engine that has passed its self-test."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from model.checkpoint import Checkpoint, read_checkpoint
+from service.engine import selftest
+from service.engine.core import EngineCore
+from service.engine.messages import Ready, Start
+from service.engine.native.build import NativeUnavailable, cpu_features
+from service.engine.native.runner import NativeRunner
+from service.engine.runner import Runner
+
+ENGINE_VERSION = 1
+"""Counted up whenever a change to the engine can change a byte."""
+CPU_BATCH, CUDA_BATCH = 64, 256
+STRIDE_FRACTION = 0.5
+"""Default stride as a part of the context; docs/engine.md has the measurement."""
+
+
+class UnusableError(RuntimeError):
+    """The settings ask for what this machine has not; the message says what would help."""
+
+
+def default_stride(block_size: int) -> int:
+    """The stride of ``anchored``."""
+    return max(1, int(block_size * STRIDE_FRACTION))
+
+
+def cuda_present() -> bool:
+    """Whether an NVIDIA driver shows a GPU, asked without torch, whose import takes seconds."""
+    if not (glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/dxg")):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def build_runner(start: Start, checkpoint: Checkpoint, say: Callable[[str], None]) -> Runner:
+    """The runner that the settings and the machine call for. Raises UnusableError."""
+    cuda = start.device == "cuda" or (start.device == "auto" and cuda_present())
+    if cuda:
+        from service.engine.torch_runner import TorchRunner
+
+        if not cuda_present():
+            raise UnusableError("device cuda: no CUDA GPU is visible here; check nvidia-smi, or choose --device cpu")
+        say("capturing CUDA graphs")
+        dtype = "bfloat16" if start.dtype == "auto" else start.dtype
+        return TorchRunner(checkpoint, rows=start.max_batch or CUDA_BATCH, dtype=dtype, device="cuda")
+    rows = start.max_batch or CPU_BATCH
+    if start.kernels != "torch":
+        dtype = start.dtype if start.dtype != "auto" else "bfloat16" if "avx512_bf16" in cpu_features() else "float32"
+        try:
+            say("preparing the native kernels")
+            return NativeRunner(checkpoint, rows=rows, dtype=dtype, threads=start.threads, cache=Path(start.cache))
+        except NativeUnavailable as error:
+            if start.kernels == "native":
+                raise UnusableError(f"kernels native: {error}") from None
+            say(f"running on PyTorch: {error}")
+    import torch
+
+    from service.engine.torch_runner import TorchRunner
+
+    if start.threads:
+        torch.set_num_threads(start.threads)
+    return TorchRunner(checkpoint, rows=rows, dtype="float32" if start.dtype == "auto" else start.dtype, device="cpu")
+
+
+def load(start: Start, say: Callable[[str], None]) -> tuple[EngineCore, Ready]:
+    """Read, build, self-test. Raises CheckpointError, UnusableError, SelfTestError, MemoryError."""
+    say("reading the checkpoint")
+    checkpoint = read_checkpoint(start.checkpoint)
+    runner = build_runner(start, checkpoint, say)
+    stride = min(start.stride or default_stride(checkpoint.config.block_size), checkpoint.config.block_size)
+    core = EngineCore(runner, block_size=checkpoint.config.block_size, stride=stride, start_token=checkpoint.start)
+    say("self-test")
+    selftest.run(core, checkpoint)
+    core.steps = 0
+    ready = Ready(
+        id=checkpoint.id,
+        fingerprint=fingerprint(checkpoint, runner, stride),
+        config=checkpoint.config.to_json(),
+        tokenizer=checkpoint.tokenizer.to_json(),
+        manifest=checkpoint.manifest,
+        num_parameters=checkpoint.config.num_parameters,
+        stride=stride,
+        device=runner.device,
+        dtype=runner.dtype,
+        kernels=runner.kernels,
+        max_batch=runner.rows,
+        memory_bytes=runner.memory_bytes,
+    )
+    return core, ready
+
+
+def fingerprint(checkpoint: Checkpoint, runner: Runner, stride: int) -> str:
+    """32 hex digits over everything that can change a byte."""
+    parts = {
+        "checkpoint": checkpoint.id,
+        "engine": ENGINE_VERSION,
+        "window": "anchored",
+        "stride": stride,
+        "dtype": runner.dtype,
+        "kernels": runner.kernels,  # torch's version and the capability, or the hash of the compiled kernel
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,152 @@
+"""What crosses the socket between API and worker: msgpack arrays, each behind its length in four bytes. No torch.
+
+    API → worker    Start, then Submit and Cancel
+    worker → API    Loading…, Ready or Broken, then Step (one for each burst) and Heartbeat (while idle)
+
+Every type is an array with its name in front. `VERSION` is checked in Start: both ends come from one installation, but an upgrade
+under a running server would mix them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from model.params import SamplingParams
+
+VERSION = 1
+MAX_MESSAGE = 1 << 28
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """Base of all messages."""
+
+
+class Start(Message, frozen=True):
+    """The first message: what to load and how."""
+
+    version: int
+    checkpoint: str
+    device: str
+    """auto, cpu or cuda."""
+    dtype: str
+    """auto, float32 or bfloat16."""
+    kernels: str
+    """auto, native or torch."""
+    max_batch: int
+    """0: by device."""
+    threads: int
+    """0: by machine."""
+    stride: int
+    """0: the measured default."""
+    cache: str
+    """Directory for compiled kernels."""
+
+
+class Submit(Message, frozen=True):
+    """Generate; with ``generated`` tokens, go on after them as if they had been drawn here."""
+
+    sequence: int
+    order: int
+    prompt: list[int]
+    generated: list[int]
+    params: SamplingParams
+
+
+class Cancel(Message, frozen=True):
+    """Forget these sequences. What they still sent is to be ignored."""
+
+    sequences: list[int]
+
+
+class Loading(Message, frozen=True):
+    """The worker is alive and busy with ``phase``."""
+
+    phase: str
+
+
+class Ready(Message, frozen=True):
+    """A checkpoint is loaded and its self-test has passed."""
+
+    id: str
+    fingerprint: str
+    config: dict[str, Any]
+    tokenizer: dict[str, Any]
+    manifest: dict[str, Any]
+    num_parameters: int
+    stride: int
+    device: str
+    dtype: str
+    kernels: str
+    max_batch: int
+    memory_bytes: int
+
+
+class Broken(Message, frozen=True):
+    """The worker cannot serve and leaves; trying again would not help."""
+
+    reason: str
+
+
+class Output(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one sequence drew in a burst."""
+
+    sequence: int
+    tokens: list[int]
+    finished: bool
+    logprobs: list[tuple[float, list[tuple[int, float]]]] | None = None
+
+
+class Step(Message, frozen=True):
+    """One step of the engine."""
+
+    admitted: list[tuple[int, float]]
+    """(sequence, seconds it waited for a row)."""
+    outputs: list[Output]
+    steps: int
+    running: int
+    waiting: int
+
+
+class Heartbeat(Message, frozen=True):
+    """Alive and idle."""
+
+    steps: int
+
+
+ToWorker = Start | Submit | Cancel
+FromWorker = Loading | Ready | Broken | Step | Heartbeat
+
+encoder = msgspec.msgpack.Encoder()
+to_worker = msgspec.msgpack.Decoder(ToWorker)
+from_worker = msgspec.msgpack.Decoder(FromWorker)
+
+
+def frame(message: Message) -> bytearray:
+    """A message behind its length."""
+    buffer = bytearray(4)
+    encoder.encode_into(message, buffer, 4)
+    buffer[:4] = (len(buffer) - 4).to_bytes(4, "little")
+    return buffer
+
+
+class Unframer:
+    """Bytes in, whole messages out."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The messages that ``data`` completes."""
+        self.buffer += data
+        messages, at = [], 0
+        while len(self.buffer) - at >= 4:
+            end = at + 4 + int.from_bytes(self.buffer[at : at + 4], "little")
+            assert end - at <= MAX_MESSAGE, "a message that no end of this socket would write"
+            if len(self.buffer) < end:
+                break
+            messages.append(bytes(self.buffer[at + 4 : end]))
+            at = end
+        del self.buffer[:at]
+        return messages

@@ -1,0 +1,181 @@
+"""One generation as its reader sees it: tokens come in, merged text goes out, stops are found, and every ending is one ending.
+
+A slow reader gets fewer, larger chunks. When too many tokens wait unread the generation is suspended: the worker forgets it, which
+frees its row, and it is submitted again, with all its tokens, once the reader is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Self
+
+from service.engine.interface import Chunk, Completion, EngineError, FinishReason, GenerationRequest, ServedCheckpoint, TokenLogprob
+from service.engine.stop import StopMatcher
+
+if TYPE_CHECKING:
+    from service.engine.supervisor import Supervisor
+
+WireLogprobs = list[tuple[float, list[tuple[int, float]]]]
+
+
+class EngineStream:
+    """`interface.TextStream`. Its supervisor calls `on_started`, `on_tokens` and `fail`; a route iterates."""
+
+    def __init__(self, supervisor: Supervisor, checkpoint: ServedCheckpoint, request: GenerationRequest, order: int, buffer: int) -> None:
+        self.supervisor, self.checkpoint, self.request, self.order, self.buffer = supervisor, checkpoint, request, order, buffer
+        self.tokens = array("i")  # everything generated, up to the end of a stop: what a rebuilt sequence goes on from
+        self.ends = array("q")  # offset of each decoded token's end in the text
+        self.logprobs: list[TokenLogprob] = []
+        self.parts: list[str] = []  # text that was handed out or withheld on purpose
+        self.pending = ""  # decoded text after that
+        self.released = 0  # length of ``parts`` together
+        self.matcher = StopMatcher(request.stop)
+        self.finish_reason: FinishReason | None = None
+        self.error: EngineError | None = None
+        self.closed = False  # the reader has left or read to the end
+        self.suspended = False
+        self.wake = asyncio.Event()
+        self.created = time.monotonic()
+        self.first_token: float | None = None
+        self.started = False
+        self.queue_s = 0.0
+        self.deadline = asyncio.get_running_loop().call_later(request.timeout_s, self.expire)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is wanted of the engine."""
+        return self.closed or self.finish_reason is not None or self.error is not None
+
+    # ---- the engine's side ---------------------------------------------------------------------------------------------
+
+    def on_started(self, waited_s: float) -> None:
+        """A row was given to it."""
+        if not self.started:
+            self.started, self.queue_s = True, waited_s
+
+    def on_tokens(self, tokens: list[int], logprobs: WireLogprobs | None, finished: bool) -> None:
+        """What a burst drew."""
+        if self.first_token is None:
+            self.first_token = time.monotonic()
+        if logprobs is not None:
+            pairs = zip(tokens, logprobs, strict=True)
+            self.logprobs += [TokenLogprob(token, own, tuple((i, p) for i, p in top)) for token, (own, top) in pairs]
+        self.tokens.extend(tokens)
+        if finished:
+            self.finish_reason = "length"
+        elif len(self.tokens) - len(self.ends) > self.buffer:
+            self.suspended = True
+            self.supervisor.withdraw(self)
+        self.wake.set()
+
+    def fail(self, error: EngineError) -> None:
+        """End with an error, unless it is over already."""
+        if not self.is_over:
+            self.error = error
+            self.wake.set()
+
+    def expire(self) -> None:
+        """The request's time is over: what was generated is kept."""
+        if not self.is_over:
+            self.finish_reason = "timeout"
+            self.supervisor.release(self, None)
+            self.wake.set()
+
+    # ---- the reader's side ---------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.cancel("running" if self.started else "queued")
+
+    def cancel(self, where: str) -> None:
+        """See `interface.TextStream`."""
+        if not self.closed:
+            unfinished = not self.is_over
+            self.closed = True
+            self.deadline.cancel()
+            self.supervisor.release(self, where if unfinished else None)
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        sent = self.request.skip_tokens  # tokens whose text the client has
+        while not self.closed:
+            await self.wake.wait()
+            self.wake.clear()
+            self.decode()
+            safe = self.count_safe()
+            if safe > sent:
+                text = self.hand_out(self.ends[safe - 1], after=self.ends[sent - 1] if sent else 0)
+                first, sent = sent, safe
+                yield Chunk(safe, text, tuple(self.logprobs[first:safe]))
+            if self.error is not None:
+                self.cancel("failed")
+                raise self.error
+            if self.finish_reason is not None:
+                rest = self.hand_out(self.released + len(self.pending), after=self.ends[sent - 1] if 0 < sent <= len(self.ends) else 0)
+                self.cancel("finished")
+                if rest and sent <= len(self.ends):  # a stop that begins inside a token leaves a part of it
+                    yield Chunk(len(self.tokens), rest)
+            elif self.suspended:
+                self.suspended = False
+                self.supervisor.submit(self)
+
+    def decode(self) -> None:
+        """Turn new tokens into text, looking for stops."""
+        fresh = self.tokens[len(self.ends) :]
+        pieces: list[str] = []
+        end = self.released + len(self.pending)
+        for piece in self.checkpoint.tokenizer.pieces(fresh):
+            cut = self.matcher.feed(piece)
+            pieces.append(piece)
+            end += len(piece)
+            self.ends.append(end)
+            if cut is not None:
+                self.stop_at(cut, pieces)
+                return
+        self.pending += "".join(pieces)
+
+    def stop_at(self, cut: int, pieces: list[str]) -> None:
+        """A stop is complete: the text ends where it starts, and later tokens never happened."""
+        self.pending = (self.pending + "".join(pieces))[: cut - self.released]
+        del self.tokens[len(self.ends) :]
+        self.finish_reason = "stop"
+        self.supervisor.release(self, None)
+
+    def count_safe(self) -> int:
+        """How many tokens' text can be sent whole: no stop may begin in it any more."""
+        safe = self.released + len(self.pending) - (0 if self.finish_reason else self.matcher.held)
+        count = len(self.ends)
+        while count and self.ends[count - 1] > safe:
+            count -= 1
+        return count
+
+    def hand_out(self, end: int, after: int) -> str:
+        """Move text up to offset ``end`` out of the buffer; what of it lies behind offset ``after``."""
+        start, part = self.released, self.pending[: end - self.released]
+        self.pending = self.pending[len(part) :]
+        self.parts.append(part)
+        self.released += len(part)
+        return part[max(0, after - start) :]
+
+    @property
+    def completion(self) -> Completion:
+        """See `interface.TextStream`."""
+        assert self.finish_reason is not None, "the stream has not been read to its end"
+        now = time.monotonic()
+        text = "".join(self.parts) + self.pending
+        whole = len(self.ends)
+        while whole and self.ends[whole - 1] > len(text):
+            whole -= 1
+        return Completion(
+            text=text,
+            finish_reason=self.finish_reason,
+            completion_tokens=len(self.tokens),
+            logprobs=tuple(self.logprobs[:whole]),
+            queue_s=self.queue_s,
+            ttft_s=(self.first_token or now) - self.created,
+            total_s=now - self.created,
+        )
