@@ -28,7 +28,7 @@ def parse_args(argv: Sequence[str] | None) -> Settings:
     for name, field in Settings.model_fields.items():
         if SecretStr in getattr(field.annotation, "__args__", ()):
             continue  # a key on a command line is there for everyone to read: variables and files only
-        text = f"{field.description} [FOLIO_{name.upper()}; default: {field.default}]".replace("%", "%%")
+        text = f"{field.description} [FOLIO_{name.upper()}; default: {field.get_default(call_default_factory=True)}]".replace("%", "%%")
         flag = "--" + name.replace("_", "-")
         if field.annotation is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,10 +14,10 @@ LINGER_BYTES = 8 << 20
 LINGER_S = 2.0
 
 
-def declared_length(scope: Scope) -> int | None:
+def declared_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
     """Bytes of body that a request announces: 0 for none, None for chunks without end."""
     length = 0
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name == b"transfer-encoding":
             return None
         if name == b"content-length":
@@ -32,7 +33,7 @@ class BodyLimit:
         self.limit, self.timeout_s = service.settings.max_body_bytes, service.settings.body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (length := declared_length(scope)) == 0:
+        if scope["type"] != "http" or (length := declared_length(scope["headers"])) == 0:
             await self.app(scope, receive, send)
             return
         if length is not None and length > self.limit:
@@ -81,7 +82,7 @@ class Linger:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or declared_length(scope) == 0:
+        if scope["type"] != "http" or declared_length(scope["headers"]) == 0:
             await self.app(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send)

@@ -32,7 +32,7 @@ def plan_completions(service: Service, body: CompletionBody) -> list[Plan]:
     if body.model is not None and body.model != checkpoint.id:
         checkpoint = next((each for each in service.engine.loaded if each.id == body.model), None) or unknown_model()
     prompts = split_prompts(body.prompt)
-    check_size(service, body.max_tokens, body.logprobs, choices=len(prompts) * body.n)
+    check_size(service, "max_tokens", body.max_tokens, body.logprobs, choices=len(prompts) * body.n)
     seed, bias = drawn_seed(body.seed), bias_by_id(body.logit_bias, checkpoint.vocab_size)
     plans = []
     for prompt in prompts:

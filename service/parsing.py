@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -79,7 +79,7 @@ def refusal(error: ValidationError) -> ApiError:
     """The first thing that is wrong with a body; an unknown field before all else, since it is most often a misspelt one."""
     problems = error.errors(include_url=False, include_input=True)
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    param = ".".join(shown(str(part)) for part in first["loc"] if not is_branch(part)) or None
+    param = place(first["loc"])
     if first["type"] == "extra_forbidden":
         return ApiError("unknown_field", f"{param}: there is no such field", param=param)
     message = first["msg"].removeprefix("Value error, ")
@@ -90,9 +90,9 @@ def refusal(error: ValidationError) -> ApiError:
     return ApiError("invalid_request", f"{param}: {message}{given(first['input'])}", param=param)
 
 
-def is_branch(part: object) -> bool:
-    """Whether a location's part names a branch of a union (``list[…]``, ``str``, ``constrained-str``), not a place in the body."""
-    return isinstance(part, str) and (part in ("str", "list") or "[" in part or part.startswith(("constrained-", "function-")))
+def place(location: Sequence[int | str]) -> str | None:
+    """Where in the body something is wrong, in dots. Beyond ``prompt`` pydantic names branches of a union, not places."""
+    return ".".join(shown(str(part)) for part in (location[:1] if location[:1] == ("prompt",) else location)) or None
 
 
 def shown(name: str) -> str:

@@ -48,7 +48,9 @@ def plan_generate(service: Service, body: GenerateBody, last_event_id: str | Non
     tokenizer = checkpoint.tokenizer
     bias = bias_by_text(body.logit_bias, tokenizer)
     num_logprobs = body.top_logprobs if body.logprobs else None
-    params = sampling_params(service, body, checkpoint, body.max_tokens or body.max_new_tokens, bias, num_logprobs, drawn_seed(body.seed))
+    max_tokens = body.max_tokens or body.max_new_tokens
+    check_size(service, "max_tokens" if body.max_tokens else "max_new_tokens", max_tokens, num_logprobs)
+    params = sampling_params(service, body, checkpoint, max_tokens, bias, num_logprobs, drawn_seed(body.seed))
     prompt, ids = encode(body.prompt, body.on_unknown, tokenizer)
     plan = make_plan(checkpoint, body, params, prompt, ids)
     if event is None:
@@ -99,7 +101,6 @@ def sampling_params(
     seed: int,
 ) -> SamplingParams:
     """The engine's parameters. Adding 0.0 makes -0.0 and 0.0 one request."""
-    check_size(service, max_tokens, num_logprobs)
     return SamplingParams(
         max_new_tokens=max_tokens,
         seed=seed,
@@ -116,10 +117,9 @@ def sampling_params(
     )
 
 
-def check_size(service: Service, max_tokens: int, num_logprobs: int | None, choices: int = 1) -> None:
-    """Refuse an answer that is longer than the server's limit or than one answer may be."""
+def check_size(service: Service, name: str, max_tokens: int, num_logprobs: int | None, choices: int = 1) -> None:
+    """Refuse an answer that is longer than the server's limit or than one answer may be; ``name`` is the field that says how long."""
     if max_tokens > (limit := service.settings.max_new_tokens):
-        name = "max_new_tokens"
         raise ApiError("invalid_request", f"{name}: at most {limit} on this server (given: {str(max_tokens)[:40]})", param=name)
     if num_logprobs is not None and (wanted := choices * max_tokens * (1 + num_logprobs)) > MAX_LOGPROBS:
         message = f"logprobs: tokens × log-probabilities would be {wanted} numbers, one answer has at most {MAX_LOGPROBS}"

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import uuid
 from typing import Any
 
 from uvicorn._types import ASGI3Application, ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service.body import LINGER_BYTES, LINGER_S, declared_length
 from service.errors import STATUS
 from service.settings import Settings
 
@@ -34,6 +36,8 @@ class Protocol(HttpToolsProtocol):
         self.running: RequestResponseCycle | None = None
         self.in_head = False
         self.head_bytes = 0
+        self.refused = False
+        self.drained_bytes = 0
         self.head_timer: asyncio.TimerHandle | None = None
         self.write_timer: asyncio.TimerHandle | None = None
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
@@ -45,14 +49,17 @@ class Protocol(HttpToolsProtocol):
         """Bytes of a request. Headers are bounded while they arrive; a client that breaks the protocol loses its connection."""
         if self.transport.is_closing():
             return
+        if self.refused:
+            self._drain(len(data))
+            return
         if self.head_timer is None and self._idle:
             self._arm_head_timer()
         super().data_received(data)
         if not self.in_head:
             self.head_bytes = 0
-        elif not self.transport.is_closing():
+        elif not self.refused:
             self.head_bytes += len(data)
-            if self.head_bytes > self.settings.max_header_bytes + len(data):
+            if self.head_bytes > self.settings.max_header_bytes + len(data) and self._idle:
                 self._refuse("headers_too_large", f"request line and headers have more than {self.settings.max_header_bytes} bytes")
 
     @property
@@ -65,7 +72,9 @@ class Protocol(HttpToolsProtocol):
 
     def _head_timeout(self) -> None:
         self.head_timer = None
-        if self.in_head and self._idle:
+        if not self._idle:
+            self._arm_head_timer()  # an answer is on its way; what is half sent behind it can wait
+        elif self.in_head and not self.refused:
             self._refuse("request_timeout", f"the headers did not arrive within {self.settings.header_timeout_s:g} s")
         else:
             self.transport.close()
@@ -92,17 +101,43 @@ class Protocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def send_400_response(self, msg: str) -> None:
-        """What is not HTTP gets our error, unless an answer is on its way: two would mix."""
-        self._refuse("invalid_http", "the request is not valid HTTP/1.1")
+        """What is not HTTP gets our error."""
+        self._refuse_or_end("the request is not valid HTTP/1.1", broken=getattr(self.cycle, "more_body", False))
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """An ``Upgrade`` is not taken up. The parser has lost the body of such a request, if it had one, and parses no other."""
+        self._refuse_or_end("Upgrade is not offered: send the request without it", broken=declared_length(self.headers) != 0)
+
+    def _refuse_or_end(self, message: str, *, broken: bool) -> None:
+        """Refuse a broken request; behind an answer that is on its way only end the connection, since two would mix."""
+        if broken and not self._idle and self.running is self.cycle and not self.cycle.response_started:
+            self.cycle.disconnected = True  # the application learns no more of it
+            self.cycle.message_event.set()
+            self.running = None
+        if self._idle:
+            self._refuse("invalid_http", message)
+        else:
+            self.refused = True
+            self.cycle.keep_alive = False
 
     def _refuse(self, code: str, message: str) -> None:
-        """Answer without a route, and end the connection."""
-        if self._idle:
-            self.count_refusal(code)
-            body = json.dumps({"error": {"code": code, "message": message, "param": None, "request_id": ""}}).encode()
-            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-            self.transport.write(STATUS_LINE[STATUS[code]] + head + body)
-        self.transport.close()
+        """Answer without a route, end our side, and let the client finish its sending: closing at once could destroy the answer."""
+        self.refused = True
+        self.count_refusal(code)
+        request_id = uuid.uuid4().hex
+        body = json.dumps({"error": {"code": code, "message": message, "param": None, "request_id": request_id}})
+        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nx-request-id: {request_id}\r\nconnection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[STATUS[code]] + head.encode() + body.encode())
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.head_timer = self.head_timer or self.loop.call_later(LINGER_S, self._head_timeout)
+        else:
+            self.transport.close()
+
+    def _drain(self, size: int) -> None:
+        self.drained_bytes += size
+        if self.drained_bytes > LINGER_BYTES:
+            self.transport.close()
 
     def pause_writing(self) -> None:
         """The client takes bytes slower than they come."""

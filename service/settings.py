@@ -17,6 +17,11 @@ from service.engine.interface import EngineOptions
 PRETRAINED = Path(model.__file__).parent / "pretrained"
 
 
+def cache_directory() -> Path:
+    """``$XDG_CACHE_HOME/folio``, by default ``~/.cache/folio``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "folio"
+
+
 class Settings(BaseSettings):
     """What a person may set. ``FOLIO_MAX_BATCH=64`` and ``--max-batch 64`` are the same; the flag wins."""
 
@@ -32,7 +37,7 @@ class Settings(BaseSettings):
     kernels: Literal["auto", "native", "torch"] = Field("auto", description="the CPU's arithmetic: compiled C (auto) or PyTorch")
     threads: int | None = Field(None, ge=1, le=256, description="CPU threads of the engine; measured for the machine if not set")
     stride: int | None = Field(None, ge=1, description="how far the anchored window jumps when it is full; measured if not set")
-    cache: Path = Field(default_factory=lambda: cache_directory(), description="directory for compiled kernels")
+    cache: Path = Field(default_factory=cache_directory, description="directory for compiled kernels")
     max_batch: int | None = Field(None, ge=1, le=4096, description="texts generated at once; measured for the device if not set")
     max_queue: int | None = Field(None, ge=0, description="requests that may wait; four times the batch, at least 256, if not set")
     queue_timeout_s: float = Field(300.0, gt=0, description="a request that waited this long for its turn is given up")
@@ -104,11 +109,6 @@ class Settings(BaseSettings):
         if self.admin_key_file:
             return read_keys(self.admin_key_file)[0]
         return self.admin_key.get_secret_value() if self.admin_key else None
-
-
-def cache_directory() -> Path:
-    """``$XDG_CACHE_HOME/folio``, by default ``~/.cache/folio``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "folio"
 
 
 def split_keys(text: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -82,7 +82,8 @@ class EventStream(Response):
                 await stack.enter_async_context(stream)
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             writer = Writer(send)
-            await unless_gone(receive, self.run(writer), writer.keep_alive(self.keep_alive_s))
+            with suppress(ClientGoneError):
+                await unless_gone(receive, self.run(writer), writer.keep_alive(self.keep_alive_s))
 
     async def run(self, writer: Writer) -> None:
         """Send every event; exactly one ending closes the stream, whatever goes wrong."""
