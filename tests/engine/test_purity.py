@@ -1,0 +1,114 @@
+"""The promise: what a request yields depends on nothing but itself."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from model.params import SamplingParams
+from tests.engine.conftest import BLOCK, Driver, MakeCore, Request, random_request
+
+NUM_GOLDEN = 208
+ARITHMETIC = [("native", "float32"), ("native", "bfloat16"), ("torch", "float32"), ("torch", "bfloat16")]
+
+
+@pytest.fixture(scope="module")
+def golden_requests() -> list[Request]:
+    rng = random.Random(1623)
+    return [random_request(rng, longest=2 * BLOCK) for _ in range(NUM_GOLDEN)]
+
+
+def alone(core_driver: Driver, requests: list[Request]) -> list[tuple[list[int], object]]:
+    """Each request by itself, in row 0."""
+    golden = []
+    for number, request in enumerate(requests):
+        core_driver.submit(number, request)
+        core_driver.run()
+        assert core_driver.rows.get(number, 0) == 0
+        golden.append((core_driver.tokens[number], core_driver.logprobs[number]))
+    return golden
+
+
+@pytest.mark.parametrize(("kernels", "dtype"), ARITHMETIC)
+def test_zero_differing_bytes_under_load(make_core: MakeCore, golden_requests: list[Request], kernels: str, dtype: str) -> None:
+    """208 requests alone, then with neighbours that come, go and are cancelled: every batch size, every row, 0 differences."""
+    rows = 16
+    golden = alone(Driver(make_core(kernels, dtype, rows=rows)), golden_requests)
+    driver = Driver(make_core(kernels, dtype, rows=rows, threads=2))
+    rng = random.Random(kernels + dtype)
+    plan = [(number % NUM_GOLDEN, crowd) for crowd in range(1, 2 * rows, 3) for number in range(crowd * 20, crowd * 20 + 2 * crowd)]
+    plan += [(number, rows) for number in range(NUM_GOLDEN)]
+    wanted: dict[int, int] = {}  # the driver's number → the golden request's
+    noise = len(plan)
+    while len(wanted) < len(plan) or driver.core.has_work:
+        while len(wanted) < len(plan) and len(driver.core.scheduler.known) < plan[len(wanted)][1]:
+            if rng.random() < 0.2:  # a neighbour that will be cancelled
+                driver.submit(noise, random_request(rng))
+                noise += 1
+            number = len(wanted)
+            wanted[number] = plan[number][0]
+            driver.submit(number, golden_requests[wanted[number]])
+        driver.step()
+        for number in list(driver.core.scheduler.known):
+            if number >= len(plan) and rng.random() < 0.3:
+                driver.core.cancel(number)
+    differing = [n for n, g in wanted.items() if (driver.tokens[n], driver.logprobs[n]) != golden[g]]
+    assert differing == []
+    assert set(wanted.values()) == set(range(NUM_GOLDEN))
+    assert set(driver.rows.values()) == set(range(rows))
+    assert driver.batch_sizes >= set(range(1, rows + 1))
+
+
+@pytest.mark.parametrize(("kernels", "dtype"), ARITHMETIC)
+def test_rebuilding_at_any_token_changes_nothing(make_core: MakeCore, kernels: str, dtype: str) -> None:
+    """What a crash does to a stream: at every index, a new engine goes on from the tokens so far."""
+    rng = random.Random(99)
+    core = make_core(kernels, dtype)
+    for prompt_length, stride in ((0, 16), (5, 16), (BLOCK + 4, 16), (3, 1), (BLOCK, 7)):
+        prompt = [rng.randrange(12) for _ in range(prompt_length)]
+        length = BLOCK + 24
+        params = SamplingParams(
+            max_new_tokens=length, seed=rng.randrange(2**40), frequency_penalty=0.3, repetition_penalty=1.1, num_logprobs=1, stride=stride
+        )
+        driver = Driver(core)
+        driver.submit(0, (prompt, params))
+        driver.run()
+        whole, logprobs = driver.tokens[0], driver.logprobs[0]
+        for cut in range(1, length, 3 if kernels == "native" else 11):
+            again = Driver(core)
+            again.submit(0, (prompt, params), whole[:cut])
+            again.run()
+            assert again.tokens[0] == whole, f"rebuilt after {cut} tokens"
+            assert again.logprobs[0] == logprobs[cut:]
+
+
+def test_native_prefill_and_decode_agree_bitwise(make_core: MakeCore) -> None:
+    """In the native kernels a token's numbers do not depend on how it got into the cache either."""
+    core = make_core("native", "bfloat16")
+    rng = random.Random(0)
+    prompt = [rng.randrange(12) for _ in range(20)]
+    params = SamplingParams(max_new_tokens=1, seed=1, num_logprobs=12)
+    for split in range(1, 20):
+        driver = Driver(core)
+        driver.submit(0, (prompt, params))
+        driver.run()
+        by_decode = Driver(core)
+        by_decode.submit(0, (prompt[:split], replace(params, max_new_tokens=21 - split)), prompt[split:])
+        by_decode.run()
+        assert by_decode.logprobs[0][0] == driver.logprobs[0][0]
+
+
+@pytest.mark.parametrize(("kernels", "dtype"), ARITHMETIC)
+def test_neutral_values_equal_omission(make_core: MakeCore, kernels: str, dtype: str) -> None:
+    core = make_core(kernels, dtype)
+    plain = SamplingParams(max_new_tokens=50, seed=12)
+    neutral = replace(plain, top_k=12, top_p=1.0, min_p=0.0, repetition_penalty=1.0, logit_bias=((2, 0.0),), temperature=1.0)
+    results = []
+    for params in (plain, neutral, replace(plain, top_k=10**6), replace(plain, num_logprobs=3)):
+        driver = Driver(core)
+        driver.submit(0, ([1, 2], params))
+        driver.run()
+        results.append(driver.tokens[0])
+    assert all(tokens == results[0] for tokens in results)
