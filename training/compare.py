@@ -17,8 +17,8 @@ def compare(runs: Sequence[Path]) -> tuple[str, bytes]:
         if not curve:
             raise TrainingError(f"{name} has no validation yet")
     rows = ["| run | context | batch | seed | steps | best validation | at step | training there |", "|---|---|---|---|---|---|---|---|"]
-    for run, (name, curve) in zip(runs, curves.items(), strict=True):
-        config, best = RunDirectory.open(run)[1].train, min(curve, key=lambda point: point.val_loss)
+    for name, curve in curves.items():
+        config, best = RunDirectory.open(Path(name))[1].train, min(curve, key=lambda point: point.val_loss)
         figures = (
             config.block_size,
             config.batch_size,
