@@ -56,7 +56,7 @@ def raise_file_limit() -> None:
 
 async def announce(server: Server, service: Service, started: float) -> None:
     """Say where the service is and what it runs on, once it does; end the server if it never will."""
-    while not (server.started and service.engine.current) and service.engine.status.state != "failed":  # noqa: ASYNC110, start-up is short
+    while not (server.started and service.engine.current) and service.engine.status.state != "failed":
         await asyncio.sleep(0.02)
     if (current := service.engine.current) is None:
         print(f"folio: {service.engine.status.message or 'the engine failed to start'}", file=sys.stderr, flush=True)

@@ -51,7 +51,7 @@ class Auth:
     def identify(self, scope: Scope, record: Record) -> bytes:
         """The hash of the valid key that a request carries. Every key is compared, whichever matches. Raises ApiError."""
         values = [value for name, value in scope["headers"] if name == b"authorization"]
-        scheme, _, key = (values[0] if len(values) == 1 else b"").partition(b" ")
+        scheme, _, key = (values[0].rstrip(b" \t") if len(values) == 1 else b"").partition(b" ")
         digest = hashed(key)
         matches = [hmac.compare_digest(digest, known) for known in (*self.keys, *([self.admin] if self.admin else []))]
         if scheme.lower() != b"bearer" or not any(matches):

@@ -160,7 +160,7 @@ class FakeEngine:
     async def drain(self, grace_s: float) -> None:
         self.state = "stopping"
         deadline = asyncio.get_running_loop().time() + grace_s
-        while self.streams and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+        while self.streams and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.01)
         self.fail_at, self.failure = 0, EngineStopping("the server is shutting down")
 

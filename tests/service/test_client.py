@@ -1,0 +1,167 @@
+"""The client: whatever happens to its connections, the pieces joined are the text."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from service import client as client_module
+from service.client import AsyncFolio, Folio, FolioError, Stream, main
+from tests.service.fakes import FakeEngine
+from tests.service.running import Running, wait_for
+
+Serve = Callable[..., Running]
+PARAMS = {"max_new_tokens": 300, "seed": 7}
+
+
+class CuttingProxy:
+    """Hands on to a server, and cuts each connection after so many bytes of answer."""
+
+    def __init__(self, server: Running, limits: Iterator[int]) -> None:
+        self.server, self.limits, self.connections = server, limits, 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self) -> None:
+        while True:
+            sock, _ = self.listener.accept()
+            with sock, self.server.connect() as upstream:
+                self.connections += 1
+                data = b""
+                while not data.endswith((b"}", b"GET /\r\n\r\n")):  # httpx sends head and body apart
+                    data += sock.recv(65536)
+                upstream.sendall(data.replace(b"Connection: keep-alive", b"Connection: close"))
+                left = next(self.limits)
+                if left < 0:
+                    return
+                try:
+                    while left > 0 and (data := upstream.recv(min(left, 65536))):
+                        sock.sendall(data)
+                        left -= len(data)
+                except (OSError, TimeoutError):
+                    pass
+
+    def close(self) -> None:
+        self.limits = iter([-1])
+        with socket.create_connection(self.listener.getsockname()) as last:
+            last.sendall(b"GET /\r\n\r\n")
+            self.thread.join(10)
+        self.listener.close()
+
+
+@pytest.fixture
+def cut(shared: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[CuttingProxy]:
+    monkeypatch.setattr(Stream, "retry", quick(Stream.retry))
+    proxy = CuttingProxy(shared, itertools.chain(range(700, 6000, 200), itertools.repeat(10**9)))
+    yield proxy
+    proxy.close()
+
+
+def quick(retry: Callable[[Stream, Exception], float]) -> Callable[[Stream, Exception], float]:
+    return lambda self, error: min(retry(self, error), 0.001)
+
+
+def expected(server: Running) -> str:
+    text: str = server.post(prompt="ROMEO:", **PARAMS, stream=False).json()["text"]
+    return text
+
+
+def test_whole_and_streamed(shared: Running) -> None:
+    with Folio(shared.url) as folio:
+        assert folio.generate("ROMEO:", **PARAMS)["text"] == expected(shared)
+        pieces = list(folio.stream("ROMEO:", **PARAMS))
+    assert "".join(pieces) == expected(shared)
+    assert len(pieces) > 1
+
+
+def test_resumes_after_every_cut(shared: Running, cut: CuttingProxy) -> None:
+    """LESSONS 14: a network change lost the answer."""
+    with Folio(cut.url) as folio:
+        assert "".join(folio.stream("ROMEO:", **PARAMS)) == expected(shared)
+        assert cut.connections > 5
+        assert folio.generate("ROMEO:", **PARAMS, echo=True)["text"] == "ROMEO:" + expected(shared)
+
+
+def test_async_resumes_too(shared: Running, cut: CuttingProxy) -> None:
+    async def main() -> str:
+        async with AsyncFolio(cut.url) as folio:
+            text = "".join([piece async for piece in folio.stream("ROMEO:", **PARAMS)])
+            assert (await folio.generate("ROMEO:", **PARAMS))["text"] == text
+            return text
+
+    assert asyncio.run(main()) == expected(shared)
+    assert cut.connections > 5
+
+
+def test_a_retryable_error_event_is_resumed(serve: Serve) -> None:
+    server = serve(FakeEngine())
+    whole = expected(server)
+    server.engine.fail_at = 140
+    with Folio(server.url) as folio:
+        pieces = folio.stream("ROMEO:", **PARAMS)
+        text = "".join(next(pieces) for _ in range(20))
+        threading.Timer(0.15, lambda: setattr(server.engine, "fail_at", None)).start()
+        assert text + "".join(pieces) == whole
+
+
+@pytest.mark.parametrize(
+    ("params", "code"), [({"temperature": 9}, "invalid_request"), ({"seed": "x"}, "invalid_request"), ({"x": 1}, "unknown_field")]
+)
+def test_refusals_are_not_retried(shared: Running, params: dict[str, object], code: str) -> None:
+    with Folio(shared.url) as folio, pytest.raises(FolioError) as error:
+        folio.generate("ROMEO:", **params)
+    assert (error.value.code, error.value.status) == (code, 422)
+
+
+def test_a_full_queue_is_retried_until_there_is_room(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stream, "retry", quick(Stream.retry))
+    server = serve(FakeEngine(capacity=0))
+    threading.Timer(0.01, lambda: setattr(server.engine, "capacity", 10)).start()
+    monkeypatch.setattr(client_module, "ATTEMPTS", 1000)
+    with Folio(server.url) as folio:
+        assert folio.generate("ROMEO:", **PARAMS)["text"] == expected(server)
+
+
+def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stream, "retry", quick(Stream.retry))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with Folio(f"http://127.0.0.1:{port}") as folio, pytest.raises(FolioError, match="connection"):
+        folio.generate("x")
+
+
+def test_leaving_a_stream_frees_its_row(serve: Serve) -> None:
+    server = serve(FakeEngine(delay=0.005))
+    with Folio(server.url) as folio:
+        pieces = folio.stream("R", max_new_tokens=4000)
+        next(pieces)
+        pieces.close()  # type: ignore[attr-defined]
+        wait_for(lambda: not server.engine.streams)
+
+
+def test_a_missing_end_is_not_a_success() -> None:
+    """LESSONS 20: a benchmark counted broken streams as answers."""
+    stream = Stream({"prompt": "x"})
+    assert stream.line("id: a.b.c.1") is None
+    assert stream.line('data: {"index": 1, "text": "a"}') is None
+    assert stream.line("") == "a"
+    assert stream.reply is None
+    assert stream.headers == {"Last-Event-ID": "a.b.c.1"}
+
+
+def test_the_command(serve: Serve, capfd: pytest.CaptureFixture[str]) -> None:
+    server = serve(api_keys="k")
+    args = ["ROMEO:", "--max-new-tokens", "300", "--seed", "7", "--url", server.url]
+    assert main([*args, "--api-key", "k"]) == 0
+    headers = {"Authorization": "Bearer k"}
+    text = server.post(prompt="ROMEO:", **PARAMS, stream=False, headers=headers).json()["text"]
+    assert capfd.readouterr().out.replace("\r\n", "\n") == f"{text}\n".replace("\r\n", "\n")
+    assert main(args) == 1
+    assert "unauthorized" in capfd.readouterr().err

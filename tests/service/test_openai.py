@@ -1,0 +1,157 @@
+"""/v1 with the real ``openai`` package, and the rest of what its users rely on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.service.fakes import FakeEngine, fake_checkpoint
+from tests.service.running import Running, events
+
+openai = pytest.importorskip("openai")
+Serve = Callable[..., Running]
+
+
+@pytest.fixture
+def client(shared: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{shared.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def current(server: Running) -> str:
+    return server.engine.loaded[0].id
+
+
+def test_models(shared: Running, client: openai.OpenAI) -> None:
+    (model,) = client.models.list().data
+    assert model.id == current(shared)
+    found = client.models.retrieve(model.id)
+    assert found.provenance == {"seed": 1337, "val_loss": 1.5}
+    with pytest.raises(openai.NotFoundError) as error:
+        client.models.retrieve("gpt-4")
+    assert error.value.code == "checkpoint_not_found"
+
+
+def test_completion(shared: Running, client: openai.OpenAI) -> None:
+    completion = client.completions.create(model=current(shared), prompt="ROMEO:", seed=7)
+    native = shared.post(prompt="ROMEO:", seed=7, max_new_tokens=16, stream=False).json()
+    (choice,) = completion.choices
+    assert (choice.text, choice.finish_reason, choice.logprobs) == (native["text"], "length", None)
+    assert completion.usage.model_dump(exclude_none=True) == {"prompt_tokens": 6, "completion_tokens": 16, "total_tokens": 22}
+    assert completion.system_fingerprint == native["fingerprint"]
+
+
+def test_stream_with_usage(shared: Running, client: openai.OpenAI) -> None:
+    args = {"model": current(shared), "prompt": ["a", "b"], "n": 2, "max_tokens": 50, "seed": 3}
+    whole = client.completions.create(**args)
+    texts = dict.fromkeys(range(4), "")
+    reasons = []
+    for chunk in client.completions.create(**args, stream=True, stream_options={"include_usage": True}):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+            reasons += [choice.finish_reason] if choice.finish_reason else []
+        usage = chunk.usage
+    assert texts == {choice.index: choice.text for choice in whole.choices}
+    assert reasons == ["length"] * 4
+    assert usage == whole.usage
+    assert whole.usage.prompt_tokens == 2, "a prompt counts once for all of its choices"
+
+
+def test_choice_c_uses_seed_plus_c(shared: Running, client: openai.OpenAI) -> None:
+    last = 2**53 - 1
+    completion = client.completions.create(model=current(shared), prompt="R", n=3, seed=last)
+    natives = [shared.post(prompt="R", seed=s, max_new_tokens=16, stream=False).json()["text"] for s in (last, 0, 1)]
+    assert [choice.text for choice in completion.choices] == natives
+
+
+def test_token_ids_are_a_prompt_too(shared: Running, client: openai.OpenAI) -> None:
+    tokenizer = shared.engine.loaded[0].tokenizer
+    ids = tokenizer.encode("ROMEO:")
+    for prompt in (ids, [ids], ["ROMEO:"]):
+        completion = client.completions.create(model=current(shared), prompt=prompt, seed=7, echo=True)
+        assert completion.choices[0].text.startswith("ROMEO:")
+        assert (
+            completion.choices[0].text
+            == client.completions.create(model=current(shared), prompt="ROMEO:", seed=7, echo=True).choices[0].text
+        )
+
+
+def test_logprobs(shared: Running, client: openai.OpenAI) -> None:
+    args = {"model": current(shared), "prompt": "R", "seed": 7, "logprobs": 2}
+    choice = client.completions.create(**args).choices[0]
+    assert "".join(choice.logprobs.tokens) == choice.text
+    assert choice.logprobs.text_offset == list(range(16))
+    assert [len(top) for top in choice.logprobs.top_logprobs] == [2] * 16
+    streamed = [c.choices[0].logprobs for c in client.completions.create(**args, stream=True) if c.choices[0].logprobs]
+    assert [t for part in streamed for t in part.tokens] == choice.logprobs.tokens
+    assert [o for part in streamed for o in part.text_offset] == choice.logprobs.text_offset
+
+
+def test_stop_user_and_extra_parameters(shared: Running, client: openai.OpenAI) -> None:
+    whole = client.completions.create(model=current(shared), prompt="R", seed=7, max_tokens=100).choices[0].text
+    stopped = client.completions.create(model=current(shared), prompt="R", seed=7, max_tokens=100, stop=[whole[30:33]], user="me").choices[
+        0
+    ]
+    assert (stopped.text, stopped.finish_reason) == (whole[: whole.find(whole[30:33])], "stop")
+    biased = client.completions.create(model=current(shared), prompt="R", seed=7, logit_bias={"5": 10}, extra_body={"top_k": 3})
+    assert biased.choices[0].text != whole[:16]
+
+
+def test_errors_are_the_packages_exceptions(serve: Serve) -> None:
+    server = serve(FakeEngine(capacity=0), api_keys="k")
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0) as client:
+        with pytest.raises(openai.RateLimitError) as full:
+            client.completions.create(model=current(server), prompt="R")
+        assert full.value.code == "queue_full"
+        with pytest.raises(openai.UnprocessableEntityError) as invalid:
+            client.completions.create(model=current(server), prompt="R", temperature=9)
+        assert (invalid.value.code, invalid.value.param) == ("invalid_request", "temperature")
+        with pytest.raises(openai.NotFoundError):
+            client.completions.create(model="gpt-4", prompt="R")
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
+
+
+def test_an_error_within_a_stream_raises(serve: Serve) -> None:
+    """LESSONS 19: a failed stream ended with [DONE] alone."""
+    server = serve(FakeEngine(fail_at=7))
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client, pytest.raises(openai.APIError) as error:
+        list(client.completions.create(model=current(server), prompt="R", stream=True))
+    assert error.value.code == "engine_failed"
+
+
+def test_done_comes_last_and_after_success_only(shared: Running) -> None:
+    found = events(shared.post("/v1/completions", prompt="R", stream=True).text)
+    assert found[-1]["data"] == "[DONE]"
+    assert [event["data"] for event in found].count("[DONE]") == 1
+    assert all("usage" not in event["data"] for event in found[:-1])
+
+
+def test_the_model_before_is_served_while_loaded(serve: Serve) -> None:
+    server = serve()
+    old = current(server)
+    text = server.post("/v1/completions", prompt="R", seed=1).json()["choices"][0]["text"]
+    server.engine.loaded = (fake_checkpoint("b"), *server.engine.loaded)
+    assert server.post("/v1/completions", prompt="R", seed=1).json()["choices"][0]["text"] != text
+    assert server.post("/v1/completions", prompt="R", seed=1, model=old).json()["choices"][0]["text"] == text
+
+
+def test_async_client(shared: Running) -> None:
+    async def main() -> tuple[str, str]:
+        async with openai.AsyncOpenAI(base_url=f"{shared.url}/v1", api_key="none") as client:
+            whole = await client.completions.create(model=current(shared), prompt="R", seed=7)
+            stream = await client.completions.create(model=current(shared), prompt="R", seed=7, stream=True)
+            return whole.choices[0].text, "".join([chunk.choices[0].text async for chunk in stream])
+
+    whole, streamed = asyncio.run(main())
+    assert whole == streamed
+
+
+def test_langchain(shared: Running) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    llm = langchain.OpenAI(base_url=f"{shared.url}/v1", api_key="none", model=current(shared), seed=7, max_tokens=16, temperature=1)
+    expected = shared.post(prompt="R", seed=7, max_new_tokens=16, stream=False).json()["text"]
+    assert llm.invoke("R") == expected
+    assert "".join(llm.stream("R")) == expected
