@@ -17,7 +17,9 @@ NUM_REQUESTS = 240
 def naive(oracle: GPT, request: Request, default_stride: int) -> list[int]:
     prompt, params = request
     if params.stride is None:
-        params = SamplingParams(**{name: getattr(params, name) for name in SamplingParams.__slots__ if name != "stride"}, stride=default_stride)
+        params = SamplingParams(
+            **{name: getattr(params, name) for name in SamplingParams.__slots__ if name != "stride"}, stride=default_stride
+        )
     return list(generate(oracle, prompt, params, start=0))
 
 
