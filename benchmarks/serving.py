@@ -122,7 +122,8 @@ def machine() -> str:
             return torch.cuda.get_device_name()
     except ImportError:
         pass
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     return f"{len(os.sched_getaffinity(0))} cores of {cpu}"
 
 
@@ -189,17 +190,32 @@ def show(report: dict[str, Any]) -> None:
     """The table, for a terminal and for Markdown."""
     print(f"{report['machine']} · {report['model']} · healthz {report['startup_s']['healthz']} s, ready {report['startup_s']['readyz']} s")
     print(f"peak memory, MB: {report['peak_mb']}\n")
-    print(
-        "| streams | tokens/s | engine alone | share | TTFT p50 / p99, ms | per token p50 / p99, ms | batch | tokens/event | CPU api / worker |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    heads = [
+        "streams",
+        "tokens/s",
+        "engine alone",
+        "share",
+        "TTFT p50 / p99, ms",
+        "per token p50 / p99, ms",
+        "batch",
+        "tokens/event",
+        "CPU api / worker",
+    ]
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for row in report["http"]:
         alone = report["engine"][str(row["streams"])]
-        first, token = row["ttft_ms"], row["per_token_ms"]
-        print(
-            f"| {row['streams']} | {row['tokens_per_s']:,.0f} | {alone:,.0f} | {row['tokens_per_s'] / alone:.0%} | {first['p50']} / {first['p99']} "
-            f"| {token['p50']} / {token['p99']} | {row['batch']} | {row['tokens_per_event']} | {row['cpu'].get('api')} / {row['cpu'].get('worker')} |"
-        )
+        cells = [
+            str(row["streams"]),
+            f"{row['tokens_per_s']:,.0f}",
+            f"{alone:,.0f}",
+            f"{row['tokens_per_s'] / alone:.0%}",
+            "{p50} / {p99}".format(**row["ttft_ms"]),
+            "{p50} / {p99}".format(**row["per_token_ms"]),
+            str(row["batch"]),
+            str(row["tokens_per_event"]),
+            f"{row['cpu'].get('api')} / {row['cpu'].get('worker')}",
+        ]
+        print("| " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -141,8 +141,7 @@ def test_sliding_neighbours_share_the_budget_fairly() -> None:
 
 def test_the_books_are_checked_when_idle() -> None:
     core, _ = make()
-    submit(core, 0)
+    submit(core, 0, new=1)
     core.scheduler.free.pop()
     with pytest.raises(AssertionError, match="rows lost"):
-        while core.has_work:
-            core.step()
+        core.step()
