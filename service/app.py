@@ -68,7 +68,7 @@ EXPOSED = ["X-Request-Id", "X-Seed", "X-Checkpoint", "X-Fingerprint", "Retry-Aft
 async def raise_refusal(request: Request, error: Exception) -> Response:
     """The router's own errors go the way of all others, to ``Observe``."""
     assert isinstance(error, HTTPException)
-    raise middleware.http_refusal(error) from None
+    raise middleware.http_refusal(error, request.scope) from None
 
 
 @asynccontextmanager

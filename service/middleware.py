@@ -13,6 +13,7 @@ import time
 import uuid
 
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.context import Service
@@ -131,12 +132,18 @@ class HeaderLimit:
         await self.app(scope, receive, send)
 
 
-def http_refusal(error: HTTPException) -> ApiError:
+def http_refusal(error: HTTPException, scope: Scope) -> ApiError:
     """What the router says (404, 405) as one of our errors."""
     if error.status_code == 405:
         refusal = ApiError("method_not_allowed", "this route does not take this method")
-        refusal.headers = dict(error.headers or {})
+        refusal.headers = {"Allow": ", ".join(allowed_methods(scope))}
         return refusal
     if error.status_code == 404:
         return ApiError("not_found", "there is no such route")
     return ApiError("invalid_request", str(error.detail))
+
+
+def allowed_methods(scope: Scope) -> list[str]:
+    """The methods of all routes that share a path; the router itself names only those of the first."""
+    routes = [route for route in scope["app"].routes if route.matches(scope)[0] != Match.NONE]
+    return sorted({method for route in routes for method in getattr(route, "methods", None) or ()})

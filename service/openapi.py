@@ -68,6 +68,12 @@ OPENAI_ERROR = {
         }
     },
 }
+EVENT = {
+    "description": "one event of the stream",
+    "type": "object",
+    "required": ["data"],
+    "properties": {"id": {"type": "string"}, "event": {"enum": ["message", "end", "error"]}, "data": {"type": "string"}},
+}
 ALWAYS = ("unauthorized", "request_timeout", "body_too_large", "headers_too_large")
 BODY = (*ALWAYS, "invalid_json", "unsupported_media_type", "invalid_request", "unknown_field")
 GENERATION = (*BODY, "unknown_characters", "queue_full", "rate_limited", "loading", "shutting_down", "engine_failed", "queue_timeout")
@@ -94,7 +100,7 @@ def ok(description: str, example: object, events: str | None = None) -> dict[int
     """The answer of a route that did what it was asked, as JSON and, if it streams, as events."""
     content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}, "example": example}}
     if events is not None:
-        content["text/event-stream"] = {"schema": {"type": "string"}, "example": events}
+        content["text/event-stream"] = {"schema": EVENT, "example": events}
     return {200: {"description": description, "content": content}}
 
 
@@ -223,3 +229,14 @@ METRICS: dict[str, Any] = {
 def document_page(media_type: str, description: str) -> dict[str, Any]:
     """A page or document that is the same for everybody."""
     return {"tags": ["operations"], "responses": {200: {"description": description, "content": {media_type: {}}}, **refusals(*ALWAYS)}}
+
+
+def complete(document: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:
+    """FastAPI's document with what only this server knows: its own limit on a text's length."""
+    for path, names in (("/generate", ("max_new_tokens", "max_tokens")), ("/v1/completions", ("max_tokens",))):
+        properties = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+        for name in names:
+            for branch in properties[name].get("anyOf", [properties[name]]):
+                if branch["type"] == "integer":
+                    branch["maximum"] = max_new_tokens
+    return document

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
+from service.context import service_of
 from service.docs import STYLE_HASH, render
 from service.errors import ApiError
-from service.openapi import document_page
+from service.openapi import complete, document_page
 
 router = APIRouter()
 PLAYGROUND = Path(__file__).parent.parent / "playground"
@@ -48,13 +50,18 @@ async def favicon() -> Response:
     return playground_file("favicon.svg")
 
 
+def document(request: Request) -> dict[str, Any]:
+    """The OpenAPI document of this server."""
+    return complete(request.app.openapi(), service_of(request).settings.max_new_tokens)
+
+
 @router.get("/openapi.json", **document_page("application/json", "this interface as an OpenAPI document"))
 async def openapi_json(request: Request) -> Response:
     """The whole interface, for machines."""
-    return JSONResponse(request.app.openapi(), headers={"Cache-Control": "no-cache"})
+    return JSONResponse(document(request), headers={"Cache-Control": "no-cache"})
 
 
 @router.get("/docs", **document_page("text/html", "this interface as a page"))
 async def docs(request: Request) -> Response:
     """The whole interface, for people."""
-    return HTMLResponse(render(request.app.openapi()), headers={"Content-Security-Policy": DOCS_POLICY, "Cache-Control": "no-cache"})
+    return HTMLResponse(render(document(request)), headers={"Content-Security-Policy": DOCS_POLICY, "Cache-Control": "no-cache"})
