@@ -27,6 +27,7 @@ other commands (each has a --help):
   python -m training eval CHECKPOINT      measure a checkpoint's loss
   python -m training report RUN…          several runs in one picture and one table
   python -m training export CHECKPOINT    write a checkpoint for serving, or for another program
+  python -m training import DIRECTORY OUT make a checkpoint of a Hugging Face GPT-2
 """
 
 
@@ -39,9 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return COMMANDS[arguments[0]](arguments[1:])
         return train(arguments)
     except (TrainingError, CheckpointError, ConfigError, UnknownCharacterError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except MemoryError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -95,7 +93,7 @@ def finish(build: Callable[[], Trainer]) -> int:
     """Run to the end and say how to go on, whatever ended it."""
     import torch
 
-    from training.distributed import leave
+    from training.distributed import leave, lost_peer
     from training.interrupt import InterruptedRunError
 
     say: Callable[[str], None] = lambda line: print(line, flush=True) if os.environ.get("RANK", "0") == "0" else None  # noqa: E731
@@ -107,8 +105,12 @@ def finish(build: Callable[[], Trainer]) -> int:
     except InterruptedRunError as interrupted:
         say(f"{interrupted}: saved at step {trainer.state.step}. Go on with: python -m training resume {run}")
         return 128 + interrupted.number
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(f"the GPU's memory is full: lower --batch-size or --block-size ({str(error).splitlines()[0]})") from None
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise TrainingError(f"the GPU's memory is full: lower --batch-size or --block-size ({first_line(error)})") from None
+        if not lost_peer(error):
+            raise
+        raise TrainingError(f"another process of this run is gone, so this one ends too: resume it ({first_line(error)})") from None
     finally:
         leave()
     best = trainer.state
@@ -116,11 +118,17 @@ def finish(build: Callable[[], Trainer]) -> int:
     return 0
 
 
+def first_line(error: Exception) -> str:
+    """What an error says before its stack trace."""
+    return (str(error).splitlines() or [""])[0]
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "resume": resume,
     "eval": commands.evaluate,
     "report": commands.report,
     "export": commands.export,
+    "import": commands.import_,
 }
 
 

@@ -42,20 +42,50 @@ def report(arguments: Sequence[str]) -> int:
 
 
 def export(arguments: Sequence[str]) -> int:
-    """``python -m training export CHECKPOINT OUT``: rounded weights, the loss measured again."""
+    """``python -m training export CHECKPOINT [OUT] [--to folio|hf]``."""
     parser = argparse.ArgumentParser(
-        prog="python -m training export", description="Write a checkpoint for serving, without optimizer state."
+        prog="python -m training export", description="Write a checkpoint for serving, without optimizer state, or for another program."
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a checkpoint's directory, such as RUN/best")
-    parser.add_argument("out", metavar="OUT", type=Path, help="the directory to write")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="how weights are stored (default: bfloat16)"
+        "out", metavar="OUT", type=Path, nargs="?", help="the directory to write (default: CHECKPOINT-folio or CHECKPOINT-hf)"
+    )
+    parser.add_argument(
+        "--to",
+        choices=("folio", "hf"),
+        default="folio",
+        help="folio: rounded weights for serving, the loss measured again; hf: what transformers' GPT2LMHeadModel loads (default: folio)",
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="how folio's weights are stored (default: bfloat16)"
     )
     parser.add_argument("--data", metavar="FILE", help="the run's text, to measure the loss after rounding (default: as eval)")
     options = parser.parse_args(arguments)
+    out = options.out or options.checkpoint.with_name(f"{options.checkpoint.name}-{options.to}")
     from training.data import load_text
-    from training.export import export_checkpoint
+    from training.export import export_checkpoint, refuse_full
+    from training.huggingface import export_hf
 
-    loss = export_checkpoint(options.checkpoint, options.out, options.dtype, load_text(options.data))
-    print(f"{options.out}: {options.dtype} weights, validation loss {loss:.6f}")
+    refuse_full(out)
+    if options.to == "hf":
+        export_hf(options.checkpoint, out)
+        print(f"{out}: for transformers' GPT2LMHeadModel.from_pretrained")
+    else:
+        loss = export_checkpoint(options.checkpoint, out, options.dtype, load_text(options.data))
+        print(f"{out}: {options.dtype} weights, validation loss {loss:.6f}")
+    return 0
+
+
+def import_(arguments: Sequence[str]) -> int:
+    """``python -m training import DIRECTORY OUT``: a Hugging Face GPT-2 becomes a checkpoint."""
+    parser = argparse.ArgumentParser(prog="python -m training import", description="Make a checkpoint of a Hugging Face GPT-2 directory.")
+    parser.add_argument("source", metavar="DIRECTORY", type=Path, help="with config.json, model.safetensors and tokenizer.json")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the directory to write")
+    options = parser.parse_args(arguments)
+    from training.export import refuse_full
+    from training.huggingface import import_hf
+
+    refuse_full(options.out)
+    config = import_hf(options.source, options.out)
+    print(f"{options.out}: {config.num_parameters:,} parameters. Serve it: python -m service --checkpoint {options.out}")
     return 0

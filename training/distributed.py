@@ -87,6 +87,11 @@ def join(device: str) -> World:
     return world
 
 
+def lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone."""
+    return dist.is_initialized() and (isinstance(error, dist.DistBackendError) or "peer" in str(error) or "gloo" in str(error))
+
+
 def leave() -> None:
     """Close the connections between processes, if there are any."""
     if dist.is_initialized():

@@ -11,12 +11,11 @@ from model.loading import checkpoint_files, load_checkpoint
 from training.config import TrainingError
 from training.data import Dataset, Text
 from training.evaluate import full_loss
+from training.run_directory import writing
 
 
 def export_checkpoint(source: Path, out: Path, dtype: str, text: Text) -> float:
     """Write ``out`` with weights stored as ``dtype``; the full-validation loss of the rounded weights. Raises TrainingError."""
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise TrainingError(f"{out} is not empty: choose another directory")
     checkpoint = load_checkpoint(source)
     if text.sha256 != checkpoint.manifest["data"]["sha256"]:
         raise TrainingError(f"{text.name} is not the text that {source} was trained on: its loss would not compare; pass it with --data")
@@ -26,8 +25,15 @@ def export_checkpoint(source: Path, out: Path, dtype: str, text: Text) -> float:
     for tensor in checkpoint.model.state_dict().values():
         tensor.copy_(tensor.to(getattr(torch, dtype)))
     loss = full_loss(checkpoint.model, data.val)
-    if out.is_dir():
-        out.rmdir()
-    write_checkpoint(out, files, {**manifest, "val_loss": round(loss, 6), "weights_dtype": dtype})
+    with writing(out):
+        write_checkpoint(out, files, {**manifest, "val_loss": round(loss, 6), "weights_dtype": dtype})
     read_checkpoint(out)
     return loss
+
+
+def refuse_full(out: Path) -> None:
+    """Make way for ``out``: an empty directory is removed, anything else is an error (TrainingError)."""
+    if out.is_dir() and not any(out.iterdir()):
+        out.rmdir()
+    if out.exists() or out.is_symlink():
+        raise TrainingError(f"{out} is not empty: choose another directory")

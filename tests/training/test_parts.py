@@ -280,3 +280,19 @@ def test_configurations_survive_json_and_unknown_options_do_not() -> None:
         TrainConfig.from_json({"seed": "3"})
     with pytest.raises(TrainingError, match="--schedule must be one of cosine, constant, wsd"):
         TrainConfig.from_json({"schedule": "linear"})
+
+
+@pytest.mark.filterwarnings("ignore")  # of tensorboard's own imports
+def test_tensorboard_gets_the_same_figures(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    text = Text("to be or not to be " * 20, "", "t", None)
+    trainer = Trainer.start(replace(TINY, max_iters=4, eval_interval=2, sample_chars=5, tensorboard=True), text, tmp_path / "run")
+    trainer.run()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    for tag, expected in {
+        "loss/validation": [p.val_loss for p in trainer.curve],
+        "loss/training": [p.train_loss for p in trainer.curve],
+    }.items():
+        assert [(e.step, e.value) for e in events.Scalars(tag)] == [(2, pytest.approx(expected[0])), (4, pytest.approx(expected[1]))]

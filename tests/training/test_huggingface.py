@@ -1,0 +1,104 @@
+"""GPT-2 directories out and in, held against `transformers` itself."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import load_checkpoint
+from model.checkpoint import CheckpointError, write_checkpoint
+from model.config import Activation, GPTConfig
+from model.gpt import GPT
+from model.loading import checkpoint_files
+from model.tokenizer import CharTokenizer
+from training.__main__ import main
+from training.config import TrainingError
+from training.huggingface import hf_tokenizer, import_hf
+
+TOKENIZER = CharTokenizer.from_text("abc \n\u00e9\U0001f642xyz")
+
+
+def checkpoint(path: Path, n_embd: int = 24, vocabulary: CharTokenizer = TOKENIZER, activation: Activation = "relu") -> GPT:
+    """A random model whose every tensor matters, the head's bias included."""
+    torch.manual_seed(0)
+    config = GPTConfig(vocab_size=vocabulary.vocab_size, block_size=8, n_layer=2, n_head=3, n_embd=n_embd, activation=activation)
+    model = GPT(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    write_checkpoint(path, checkpoint_files(model, vocabulary, [0, 1, 2]), {})
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")  # of the libraries under test
+@pytest.mark.parametrize("activation", ["relu", "gelu_tanh"])
+def test_transformers_computes_the_same_logits(tmp_path: Path, activation: Activation) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = checkpoint(tmp_path / "c", activation=activation)
+    assert main(["export", str(tmp_path / "c"), "--to", "hf"]) == 0
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "c-hf").eval()
+    ids = torch.randint(0, TOKENIZER.vocab_size, (3, 8))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, model(ids), rtol=1e-4, atol=1e-4)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "c-hf")
+    text = "a\u00e9 b\n\U0001f642zz"
+    assert tokenizer.encode(text) == TOKENIZER.encode(text)
+    assert tokenizer.decode(TOKENIZER.encode(text)) == text
+    assert main(["import", str(tmp_path / "c-hf"), str(tmp_path / "again")]) == 0
+    again = load_checkpoint(tmp_path / "again")
+    assert again.tokenizer.characters == TOKENIZER.characters
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(ids), model(ids), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_gpt2_made_by_transformers_is_imported_with_equal_logits(tmp_path: Path, tied: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    vocab_size = TOKENIZER.vocab_size
+    sizes = {"n_positions": 8, "n_embd": 12, "n_layer": 2, "n_head": 3, "bos_token_id": None, "eos_token_id": None}
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=vocab_size, tie_word_embeddings=tied, **sizes)).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    theirs.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(hf_tokenizer(TOKENIZER)))
+    assert import_hf(tmp_path / "hf", tmp_path / "c").qkv_bias
+    ids = torch.randint(0, vocab_size, (2, 8))
+    with torch.no_grad():
+        torch.testing.assert_close(load_checkpoint(tmp_path / "c").model(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint(tmp_path / "c", n_embd=16)
+    assert main(["export", str(tmp_path / "c"), "--to", "hf"]) == 2
+    assert "cannot hold 3 heads of 5 in a width of 16" in capsys.readouterr().err
+    assert not (tmp_path / "c-hf").exists()
+
+
+def test_a_bias_that_fits_nowhere_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint(tmp_path / "c", n_embd=6, vocabulary=CharTokenizer.from_text("abcdefghijklmnop"))
+    assert main(["export", str(tmp_path / "c"), "--to", "hf"]) == 2
+    assert "no bias on the head" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"activation_function": "gelu"}, "activation_function is 'gelu'"),
+        ("config.json", {"model_type": "llama"}, "model_type is 'llama'"),
+        ("config.json", {"n_inner": 7}, "n_inner is 7"),
+        ("config.json", {"n_layer": 3}, "is not a GPT-2 that can be read"),
+        ("config.json", {"n_embd": 48}, "is not a GPT-2 that can be read"),
+        ("tokenizer.json", {"model": {"vocab": {"ab": 0}}}, "only vocabularies of single characters"),
+        ("tokenizer.json", {"model": {"vocab": {"a": 0, "b": 2}}}, "are not 0, 1, 2"),
+        ("tokenizer.json", {"model": {"vocab": {"a": 0}}}, "has 1 tokens, config.json says"),
+    ],
+)
+def test_what_is_no_gpt2_of_ours_is_refused(tmp_path: Path, file: str, change: dict[str, object], message: str) -> None:
+    checkpoint(tmp_path / "c")
+    assert main(["export", str(tmp_path / "c"), str(tmp_path / "hf"), "--to", "hf"]) == 0
+    data = json.loads((tmp_path / "hf" / file).read_bytes())
+    (tmp_path / "hf" / file).write_text(json.dumps({**data, **change}))
+    with pytest.raises((TrainingError, CheckpointError), match=message):
+        import_hf(tmp_path / "hf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
