@@ -189,6 +189,7 @@ def test_other_methods_are_405_and_name_the_right_one(shared: Running, method: s
 
 def test_head_of_a_probe(shared: Running) -> None:
     assert shared.http.head("/healthz").status_code == 200
+    assert shared.http.delete("/healthz").headers["allow"] == "GET, HEAD"
 
 
 @pytest.mark.parametrize(

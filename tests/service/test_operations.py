@@ -149,6 +149,7 @@ def test_logs_are_json_and_never_hold_text(serve: Serve, caplog: pytest.LogCaptu
     for text in (prompt, *answers):
         assert not [line for line in lines if text in line or json.dumps(text)[1:-1] in line]
     first = next(line for line in map(json.loads, lines) if line["message"] == "request")
+    assert (first["method"], first["route"], first["status"]) == ("POST", "/generate", 200)
     assert {"time", "level", "request_id", "route", "status", "ms", "prompt_tokens", "completion_tokens", "text_sha256"} <= set(first)
     failed = next(line for line in map(json.loads, lines) if line["level"] == "error")
     assert failed["error"] == "ValueError"
