@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
+
+from training.config import TrainingError
 
 
 class LossLog:
@@ -42,3 +46,9 @@ def first_not_finite(values: Sequence[float]) -> int | None:
     (1, None)
     """
     return next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
+
+
+def diverged(what: str, run: Path) -> NoReturn:
+    """Raise the TrainingError that stops a run, leaving the last good checkpoint as it is."""
+    kept = f"the last good checkpoint is {run / 'last'}" if (run / "last").exists() else "nothing has been saved yet"
+    raise TrainingError(f"{what}: lower --learning-rate or use --dtype float32; {kept}")

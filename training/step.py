@@ -36,7 +36,7 @@ class TrainStep:
         data: Dataset,
         config: TrainConfig,
         dtype: torch.dtype,
-        rows: range | None = None,
+        rows: range,
     ) -> None:
         self.forward, self.parameters, self.optimizers = forward, parameters, optimizers
         self.data, self.config, self.dtype = data, config, dtype
@@ -53,8 +53,7 @@ class TrainStep:
 
     def prepare(self, step: int) -> None:
         """Everything that differs from step to step: the dropout's seed, the learning rates, the batch's number."""
-        first_row = self.rows.start if self.rows else 0
-        torch.manual_seed(mix64(mix64(self.config.seed * 1_000_003 + step) + first_row) >> 1)
+        torch.manual_seed(mix64(mix64(self.config.seed * 1_000_003 + step) + self.rows.start) >> 1)
         set_learning_rates(self.optimizers, self.config, step)
         self.step.fill_(step)
 
@@ -120,3 +119,18 @@ class GraphedStep(TrainStep):
             self.loss = self.loss_and_gradient()
             self.update({name: o for name, o in self.optimizers.items() if name != "muon"})
         self.graph = graph
+
+
+def build_step(
+    forward: Forward,
+    parameters: list[torch.nn.Parameter],
+    optimizers: Optimizers,
+    data: Dataset,
+    config: TrainConfig,
+    dtype: torch.dtype,
+    rows: range,
+) -> TrainStep:
+    """A graph on one GPU; ordinary steps on a CPU, and where several processes exchange gradients."""
+    alone = len(rows) == config.batch_size
+    kind = GraphedStep if data.train.device.type == "cuda" and alone else TrainStep
+    return kind(forward, parameters, optimizers, data, config, dtype, rows)

@@ -20,20 +20,20 @@ from model.loading import checkpoint_files, load_checkpoint
 from model.tokenizer import CharTokenizer
 from training.average import MovingAverage
 from training.compiling import compiled
-from training.config import TrainConfig, TrainingError
+from training.config import TrainConfig
 from training.data import Dataset, Text, check_length, load_run_text
 from training.distributed import World
 from training.estimate import flops_per_token, measure_peak
 from training.evaluate import full_loss
 from training.interrupt import InterruptedRunError, StopSignals
-from training.losses import LossLog, first_not_finite
+from training.losses import LossLog, diverged, first_not_finite
 from training.machine import choose_device, choose_dtype, prepare
 from training.optim import build_optimizers, schedule
 from training.progress import Progress
 from training.report import Reporter
 from training.run_directory import Point, RunDirectory, RunDocument, read_metrics
 from training.state import TrainState, all_finite, build_manifest, load_state, state_files
-from training.step import GraphedStep, TrainStep
+from training.step import build_step
 
 ONE_PROCESS = World()
 
@@ -57,7 +57,11 @@ class Trainer:
         self.state = TrainState()
         self.curve: list[Point] = []
         self.reporter = Reporter(directory, config, text, self.tokenizer, tensorboard=config.tensorboard and world.is_main)
-        self.step = self.build_step()
+        forward = world.wrap(self.model, self.device)
+        if config.compile:
+            forward = compiled(forward, self.data.val[: config.block_size].long()[None])
+        rows = world.rows(config.batch_size)
+        self.step = build_step(forward, list(self.model.parameters()), self.optimizers, self.data, config, self.dtype, rows)
 
     @classmethod
     def start(cls, config: TrainConfig, text: Text, out: Path, world: World = ONE_PROCESS) -> Trainer:
@@ -86,15 +90,6 @@ class Trainer:
         if self.world.is_main:
             self.directory.replace_metrics(self.curve)
             self.directory.repair(self.state.step, is_best=self.state.best_step == self.state.step)
-
-    def build_step(self) -> TrainStep:
-        """The way to do a step that suits the device."""
-        forward = self.world.wrap(self.model, self.device)
-        if self.config.compile:
-            forward = compiled(forward, self.data.batch(0, torch.zeros((), dtype=torch.int64, device=self.device), 1)[0])
-        kind = GraphedStep if self.device.type == "cuda" and self.world.size == 1 else TrainStep
-        rows = self.world.rows(self.config.batch_size)
-        return kind(forward, list(self.model.parameters()), self.optimizers, self.data, self.config, self.dtype, rows)
 
     @property
     def served(self) -> GPT:
@@ -137,21 +132,15 @@ class Trainer:
         """The losses since the last validation. Raises TrainingError at the first that is not finite."""
         losses = self.losses.values(self.world.mean)
         if (bad := first_not_finite(losses)) is not None:
-            self.fail(f"the loss is {losses[bad]} at step {self.state.step - len(losses) + bad + 1}")
+            diverged(f"the loss is {losses[bad]} at step {self.state.step - len(losses) + bad + 1}", self.directory.path)
         return losses
-
-    def fail(self, what: str) -> None:
-        """Stop, leaving the last good checkpoint as it is."""
-        last = self.directory.path / "last"
-        kept = f"the last good checkpoint is {last}" if last.exists() else "nothing has been saved yet"
-        raise TrainingError(f"{what}: lower --learning-rate or use --dtype float32; {kept}")
 
     def validate(self, progress: Progress) -> bool:
         """Full validation, a sample and the picture; whether the loss is the best so far."""
         train_loss = fmean(self.checked_losses())
         val_loss = self.world.share(full_loss(self.served, self.data.val) if self.world.is_main else 0.0, self.device)
         if not math.isfinite(val_loss):
-            self.fail(f"the validation loss is {val_loss} at step {self.state.step}")
+            diverged(f"the validation loss is {val_loss} at step {self.state.step}", self.directory.path)
         point = Point(self.state.step, train_loss, val_loss, schedule(self.config, self.state.step - 1))
         self.losses.clear()
         self.curve.append(point)
@@ -166,7 +155,7 @@ class Trainer:
         """A complete checkpoint with what resuming needs, as ``last`` (and ``best``)."""
         losses = self.checked_losses()
         if not all_finite(list(self.model.state_dict().values())):
-            self.fail(f"a weight is not finite after step {self.state.step}")
+            diverged(f"a weight is not finite after step {self.state.step}", self.directory.path)
         if self.world.is_main:
             files = checkpoint_files(self.served, self.tokenizer, self.data.val[:256].tolist())
             files |= state_files(self.state, losses, self.model, self.optimizers, averaged=self.average is not None)

@@ -28,8 +28,9 @@ from training.optim import build_optimizers, schedule, set_learning_rates, split
 from training.presets import PRESETS
 from training.progress import Progress
 from training.report import overfitting
-from training.run_directory import Point
+from training.run_directory import Point, RunDirectory
 from training.samples import sample_ids
+from training.step import WARM_UP_STEPS, GraphedStep, TrainStep
 from training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -179,6 +180,42 @@ def test_the_moving_average_is_one() -> None:
     torch.testing.assert_close(average.model.lm_head.weight, expected)
 
 
+class ReplayedGraph:
+    """Stands for a CUDA graph: a replay computes what was recorded, into the same place."""
+
+    def __init__(self, step: GraphedStep) -> None:
+        self.step = step
+
+    def replay(self) -> None:
+        self.step.loss = self.step.loss_and_gradient()
+        self.step.update({name: o for name, o in self.step.optimizers.items() if name != "muon"})
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_graphed_step_does_every_update_once(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of things in it, without a GPU: ordinary steps, one capture that computes nothing, replays, Muon outside."""
+    captures = []
+
+    def capture(step: GraphedStep) -> None:
+        captures.append(step.warm_ups)
+        step.graph = ReplayedGraph(step)  # type: ignore[assignment]
+
+    def warm_up(step: GraphedStep) -> torch.Tensor:
+        step.warm_ups += 1
+        return TrainStep.__call__(step, int(step.step))
+
+    monkeypatch.setattr(GraphedStep, "capture", capture)
+    monkeypatch.setattr(GraphedStep, "warm_up", warm_up)
+    text = Text("to be or not to be " * 20, "", "t", None)
+    config = replace(TINY, optimizer=optimizer)  # type: ignore[arg-type]
+    plain, graphed = (Trainer(config, text, RunDirectory(tmp_path)) for _ in range(2))
+    graphed.step.__class__ = GraphedStep
+    losses = [(plain.step(i).item(), graphed.step(i).item()) for i in range(8)]
+    assert captures == [WARM_UP_STEPS]
+    assert all(a == b for a, b in losses)
+    assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), graphed.model.parameters(), strict=True))
+
+
 # What is said and shown
 
 
@@ -284,13 +321,11 @@ def test_configurations_survive_json_and_unknown_options_do_not() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # of tensorboard's own imports
 def test_tensorboard_gets_the_same_figures(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     text = Text("to be or not to be " * 20, "", "t", None)
     trainer = Trainer.start(replace(TINY, max_iters=4, eval_interval=2, sample_chars=5, tensorboard=True), text, tmp_path / "run")
     trainer.run()
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     for tag, expected in {
         "loss/validation": [p.val_loss for p in trainer.curve],
         "loss/training": [p.train_loss for p in trainer.curve],
