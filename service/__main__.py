@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import resource
 import sys
 import time
@@ -20,6 +21,8 @@ from service.settings import Settings
 
 MANIFEST = "manifest.json"
 INTERRUPTED = 130
+OTHERS_VARIABLES = frozenset({"FOLIO_DATA", "FOLIO_URL", "FOLIO_API_KEY"})
+"""What training and the client read."""
 
 
 def parse_args(argv: Sequence[str] | None) -> Settings:
@@ -41,6 +44,9 @@ def parse_args(argv: Sequence[str] | None) -> Settings:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         where = "".join(f"--{str(part).replace('_', '-')} (FOLIO_{str(part).upper()}): " for part in first["loc"][:1])
         parser.error(where + first["msg"].removeprefix("Value error, "))
+    known = {f"FOLIO_{name.upper()}" for name in Settings.model_fields} | OTHERS_VARIABLES
+    for name in sorted(name for name in os.environ if name.startswith("FOLIO_") and name not in known):
+        print(f"folio: there is no setting {name}; it is ignored", file=sys.stderr)
     if not (settings.checkpoint / MANIFEST).is_file():
         parser.error(f"{settings.checkpoint} is no checkpoint: it has no {MANIFEST}")
     return settings

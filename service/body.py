@@ -99,6 +99,7 @@ class Exchange:
 
     async def receive(self) -> Message:
         """ASGI's receive."""
+        self.waits_for_100 = False
         message = await self._receive()
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self.arriving = False
@@ -113,7 +114,8 @@ class Exchange:
                 message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
         if self.arriving and message["type"] == "http.response.body" and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
-            await self.drain(LINGER_S)
+            if not self.waits_for_100:  # nobody sends what was not asked for
+                await self.drain(LINGER_S)
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 

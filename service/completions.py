@@ -7,6 +7,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 from model.params import MAX_SEED
@@ -74,7 +75,7 @@ def bias_by_id(bias: dict[str, float], vocab_size: int) -> tuple[tuple[int, floa
     return tuple(sorted((int(id), value) for id, value in bias.items() if value))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Choices:
     """Writes the JSON of one answer's choices."""
 
@@ -102,9 +103,20 @@ class Choices:
         """Whether a stream's client asked for token counts; every chunk then has the field."""
         return self.body.stream_options is not None and self.body.stream_options.include_usage
 
-    def chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
+    @cached_property
+    def _around(self) -> tuple[str, str]:
+        """What stands before and after the one choice of a chunk: the same each time, so it is written once."""
+        before, _, after = json.dumps(self.envelope([])).partition('"choices": [')
+        return f'data: {before}"choices": [', f"{after}\n\n"
+
+    def chunk(self, choice: dict[str, Any]) -> bytes:
         """One event of a stream."""
-        return b"data: %b\n\n" % json.dumps(self.envelope(choices, usage)).encode("ascii")
+        before, after = self._around
+        return (before + json.dumps(choice) + after).encode("ascii")
+
+    def usage_chunk(self, usage: dict[str, int]) -> bytes:
+        """The event that tells the token counts."""
+        return f"data: {json.dumps(self.envelope([], usage))}\n\n".encode("ascii")
 
     def logprobs(self, logprobs: Sequence[TokenLogprob], offset: int) -> dict[str, list[Any]] | None:
         """OpenAI's four lists; ``offset`` is where the first token stands in the choice's text."""
@@ -178,21 +190,21 @@ class Completions:
 
         async def run(index: int) -> Completion:
             if self.plans[index].echoed:
-                await emit(self.choices.chunk([choice(index, self.plans[index].echoed, None)]))
+                await emit(self.choices.chunk(choice(index, self.plans[index].echoed, None)))
             sent = 0
 
             async def each(chunk: Chunk) -> None:
                 nonlocal sent
                 logprobs = self.choices.logprobs(chunk.logprobs, sent)
                 sent += len(chunk.logprobs)
-                await emit(self.choices.chunk([choice(index, chunk.text, logprobs)]))
+                await emit(self.choices.chunk(choice(index, chunk.text, logprobs)))
 
             completion = await self.consume(self.streams[index], self.meters[index], each, self.record)
-            await emit(self.choices.chunk([choice(index, "", None, completion)]))
+            await emit(self.choices.chunk(choice(index, "", None, completion)))
             return completion
 
         usage = self.usage(await self.all(run))
-        return (self.choices.chunk([], usage) if self.choices.includes_usage else b"") + DONE
+        return (self.choices.usage_chunk(usage) if self.choices.includes_usage else b"") + DONE
 
     def fail(self, error: ApiError) -> bytes:
         """A failed stream's last event; no ``[DONE]`` follows, so no client takes it for a success."""

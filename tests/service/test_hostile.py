@@ -57,6 +57,19 @@ def test_a_body_that_never_comes(serve: Serve) -> None:
     assert answer.headers["connection"] == "close"
 
 
+def test_who_asks_first_is_refused_without_sending(serve: Serve) -> None:
+    """``Expect: 100-continue`` with a body that is too large or a key that is missing: no 100, and no waiting for what never comes."""
+    server = serve(api_keys="k")
+    start = time.monotonic()
+    for authorization, status in (("", 401), ("Authorization: Bearer k\r\n", 413)):
+        head = f"POST /generate HTTP/1.1\r\nHost: x\r\n{authorization}Expect: 100-continue\r\nContent-Length: 9000000\r\n\r\n"
+        with server.connect() as sock:
+            sock.sendall(head.encode())
+            assert read_answer(sock).status == status
+            assert ended(sock)
+    assert time.monotonic() - start < 1
+
+
 def test_a_compressed_bomb_is_not_unpacked(shared: Running) -> None:
     import gzip
 
@@ -129,7 +142,7 @@ def test_idle_connections_end(serve: Serve) -> None:
         assert 0.5 < time.monotonic() - start < 3
 
 
-def test_a_thousand_idle_connections_bother_nobody(shared: Running) -> None:
+def test_hundreds_of_idle_connections_bother_nobody(shared: Running) -> None:
     socks = [shared.connect() for _ in range(400)]
     try:
         assert shared.http.get("/healthz").elapsed.total_seconds() < 0.25

@@ -1,0 +1,51 @@
+"""HTTPS through uvicorn's own options: the same service, and the same manners where TLS has no half-close."""
+
+from __future__ import annotations
+
+import datetime
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.service.fakes import FakeEngine
+from tests.service.running import Running, events, pieces, read_answer, request, wait_for
+
+Serve = Callable[..., Running]
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> dict[str, Path]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(1))
+    alternatives = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    signed = builder.add_extension(alternatives, critical=False).sign(key, hashes.SHA256())
+    (tmp_path / "cert.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    encoding = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(*encoding))
+    return {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
+
+
+def test_streams_refusals_and_leaving(serve: Serve, certificate: dict[str, Path]) -> None:
+    server = serve(FakeEngine(delay=0.002), **certificate)
+    assert server.server.address.startswith("https://")
+    context = ssl.create_default_context(cafile=str(certificate["tls_cert"]))
+    with httpx.Client(base_url=f"https://localhost:{server.port}", verify=context, trust_env=False) as http:
+        found = events(http.post("/generate", json={"prompt": "R", "seed": 1}).text)
+        assert pieces(found) == found[-1]["data"]["text"]
+    with context.wrap_socket(server.connect(), server_hostname="localhost") as sock:
+        sock.sendall(b"\x00\x01\r\n\r\n")
+        assert read_answer(sock).code == "invalid_http"
+    sock = context.wrap_socket(server.connect(), server_hostname="localhost")
+    sock.sendall(request({"prompt": "R", "max_new_tokens": 4096}))
+    wait_for(lambda: server.engine.streams)
+    sock.close()
+    wait_for(lambda: not server.engine.streams)
