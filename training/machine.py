@@ -24,9 +24,16 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """auto → bfloat16 where the hardware multiplies it."""
     if name == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_multiplies_bfloat16()
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether bfloat16 products are instructions of this CPU: torch emulates them on any AVX-512, slower than float32."""
+    if platform.machine() == "x86_64":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def prepare(config: TrainConfig, device: torch.device) -> None:
