@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,17 +115,32 @@ def to_float32(path: Path, name: str, dtype: str, data: bytes) -> Array:
     raise CheckpointError(f"{path}: {name} has dtype {dtype}, expected F32, F16 or BF16")
 
 
-def read_manifest(path: Path) -> tuple[str, dict[str, Any]]:
-    """The id and the manifest of a checkpoint directory, without reading its other files. Raises CheckpointError."""
+def read_manifest(path: Path, trusted: Sequence[str] | None = None) -> tuple[str, dict[str, Any]]:
+    """The id and the manifest of a checkpoint directory, without reading its other files. Raises CheckpointError.
+
+    ``trusted``: public keys, one of which must have signed it; None asks for no signature.
+    """
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a directory: a checkpoint is a directory with a {MANIFEST}")
     data = read_file(path / MANIFEST, MAX_JSON_BYTES)
+    if trusted is not None:
+        check_signature(path, data, trusted)
     manifest = parse_json(path / MANIFEST, data)
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path / MANIFEST} has format {manifest.get('format')!r}, this version reads format {FORMAT}")
     if not isinstance(manifest.get("start", ""), str):
         raise CheckpointError(f"{path / MANIFEST}: start must be a string")
     return "sha256:" + hashlib.sha256(data).hexdigest(), manifest
+
+
+def check_signature(path: Path, manifest: bytes, trusted: Sequence[str]) -> None:
+    """Raises CheckpointError."""
+    from model.signature import SignatureError, verify
+
+    try:
+        verify(path, manifest, trusted)
+    except SignatureError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def read_verified(path: Path, manifest: Mapping[str, Any]) -> dict[str, bytes]:
@@ -146,10 +161,13 @@ def read_verified(path: Path, manifest: Mapping[str, Any]) -> dict[str, bytes]:
     return contents
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read and verify a checkpoint directory. Raises CheckpointError, in one line that names the file."""
+def read_checkpoint(path: str | Path, trusted: Sequence[str] | None = None) -> Checkpoint:
+    """Read and verify a checkpoint directory. Raises CheckpointError, in one line that names the file.
+
+    ``trusted``: public keys, one of which must have signed it; None asks for no signature.
+    """
     path = Path(path)
-    checkpoint_id, manifest = read_manifest(path)
+    checkpoint_id, manifest = read_manifest(path, trusted)
     contents = read_verified(path, manifest)
     try:
         config = GPTConfig.from_json(parse_json(path / CONFIG, contents[CONFIG]))

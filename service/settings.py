@@ -29,6 +29,9 @@ class Settings(BaseSettings):
 
     checkpoint: Path = Field(PRETRAINED, description="directory of the checkpoint to serve")
     checkpoints: Path | None = Field(None, description="directory of checkpoints that an admin may promote, by id")
+    watch: Path | None = Field(None, description="a training run's best/: each better checkpoint there is promoted by itself")
+    require_signature: bool = Field(False, description="serve only checkpoints that a trusted key has signed (folio-train sign)")
+    trusted_keys: Annotated[tuple[str, ...] | None, NoDecode] = Field(None, description="public keys for that, separated by commas")
     host: str = Field("127.0.0.1", description="address to listen on; without keys only a loopback address")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
 
@@ -72,11 +75,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def split_origins(cls, data: object) -> object:
-        """``cors_origins`` comes as text with commas from a variable or a flag."""
-        if isinstance(data, dict) and isinstance(origins := data.get("cors_origins"), str):
-            return {**data, "cors_origins": tuple(o for o in map(str.strip, origins.split(",")) if o)}
-        return data
+    def split_lists(cls, data: object) -> object:
+        """``cors_origins`` and ``trusted_keys`` come as text with commas from a variable or a flag."""
+        if not isinstance(data, dict):
+            return data
+        lists = {name: data[name] for name in ("cors_origins", "trusted_keys") if isinstance(data.get(name), str)}
+        return {**data, **{name: tuple(part for part in map(str.strip, text.split(",")) if part) for name, text in lists.items()}}
 
     @model_validator(mode="after")
     def check_exposure(self) -> Self:
@@ -90,6 +94,8 @@ class Settings(BaseSettings):
             raise ValueError(f"WEB_CONCURRENCY={workers}: one process serves all, since each would load an engine of its own; unset it")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together")
+        if self.require_signature and not self.trusted_keys:
+            raise ValueError("require_signature needs FOLIO_TRUSTED_KEYS, the public keys to trust (folio-train sign prints one)")
         self.admin_secret()
         return self
 
@@ -102,7 +108,8 @@ class Settings(BaseSettings):
 
     def engine_options(self) -> EngineOptions:
         """The engine's share, in its own type: the engine knows no environment."""
-        return EngineOptions(**{field.name: getattr(self, field.name) for field in fields(EngineOptions)})
+        options = {field.name: getattr(self, field.name) for field in fields(EngineOptions)}
+        return EngineOptions(**{**options, "trusted_keys": self.trusted_keys if self.require_signature else None})
 
     def admin_secret(self) -> str | None:
         """The admin key, if there is one."""

@@ -28,6 +28,7 @@ other commands (each has a --help):
   python -m training report RUN…          several runs in one picture and one table
   python -m training export CHECKPOINT    write a checkpoint for serving, or for another program
   python -m training import DIRECTORY OUT make a checkpoint of a Hugging Face GPT-2
+  python -m training sign CHECKPOINT      vouch for a checkpoint with an Ed25519 key
 """
 
 
@@ -129,6 +130,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": commands.report,
     "export": commands.export,
     "import": commands.import_,
+    "sign": commands.sign,
 }
 
 

@@ -89,3 +89,25 @@ def import_(arguments: Sequence[str]) -> int:
     config = import_hf(options.source, options.out)
     print(f"{options.out}: {config.num_parameters:,} parameters. Serve it: python -m service --checkpoint {options.out}")
     return 0
+
+
+def sign(arguments: Sequence[str]) -> int:
+    """``python -m training sign CHECKPOINT --key FILE``: vouch for a checkpoint."""
+    parser = argparse.ArgumentParser(prog="python -m training sign", description="Sign a checkpoint with an Ed25519 key.")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
+    parser.add_argument("--key", metavar="FILE", type=Path, required=True, help="private key (PEM, unencrypted)")
+    parser.add_argument("--new-key", action="store_true", help="make the key first")
+    options = parser.parse_args(arguments)
+    from model.checkpoint import MANIFEST, read_checkpoint
+    from model.signature import SignatureError, new_private_key, public_key_text, read_private_key
+    from model.signature import sign as sign_manifest
+    from training.config import TrainingError
+
+    try:
+        key = new_private_key(options.key) if options.new_key else read_private_key(options.key)
+    except SignatureError as error:
+        raise TrainingError(str(error)) from None
+    checkpoint = read_checkpoint(options.checkpoint)
+    sign_manifest(checkpoint.path, (checkpoint.path / MANIFEST).read_bytes(), key)
+    print(f"signed {checkpoint.id}\nServe it with: FOLIO_REQUIRE_SIGNATURE=1 FOLIO_TRUSTED_KEYS={public_key_text(key)}")
+    return 0

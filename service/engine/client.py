@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import logging
 import math
 import time
 from collections import deque
+from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from service.engine.interface import (
     CheckpointGone,
     CheckpointNotFound,
     CheckpointRefused,
+    EngineError,
     EngineFailed,
     EngineLoading,
     EngineOptions,
@@ -28,6 +33,10 @@ from service.engine.messages import VERSION, Start
 from service.engine.stream import EngineStream
 from service.engine.supervisor import Supervisor
 
+log = logging.getLogger("folio.engine")
+
+MANIFEST = "manifest.json"
+WATCH_SECONDS = 1.0
 FALLBACK_BATCH = 64  # rows to count with until a worker has said how many it has
 QUEUE_FACTOR, MIN_QUEUE = 4, 256
 RATE_WINDOW = 64  # completions that the estimate of Retry-After looks back on
@@ -52,6 +61,8 @@ class EngineClient:
     async def start(self) -> None:
         """See `interface.Engine`."""
         self.worker = self.supervise(self.options.checkpoint)
+        if self.options.watch is not None:
+            self.keep(self.follow(self.options.watch))
 
     def supervise(self, checkpoint: Path) -> Supervisor:
         """A supervisor that has begun to load a checkpoint."""
@@ -66,6 +77,7 @@ class EngineClient:
             threads=options.threads or 0,
             stride=options.stride or 0,
             cache=str(options.cache),
+            trusted_keys=None if options.trusted_keys is None else list(options.trusted_keys),
         )
         supervisor = Supervisor(start, options.queue_timeout_s, lambda: self.finished.append(time.monotonic()))
         supervisor.task = asyncio.get_running_loop().create_task(supervisor.run())
@@ -88,6 +100,12 @@ class EngineClient:
         for task in list(self.tasks):
             task.cancel()
         await asyncio.gather(*(supervisor.close() for supervisor in self.supervisors))
+
+    def keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run something in the background until it is done or the engine closes."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     # ---- what it knows -----------------------------------------------------------------------------------------------------
 
@@ -215,9 +233,7 @@ class EngineClient:
             self.promoting = False
         self.previous = Path(self.worker.start_message.checkpoint)
         self.worker, self.retiring = candidate, self.worker
-        task = asyncio.get_running_loop().create_task(self.retire(self.retiring))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        self.keep(self.retire(self.retiring))
         assert candidate.checkpoint is not None
         return candidate.checkpoint
 
@@ -227,3 +243,32 @@ class EngineClient:
             await asyncio.sleep(0.02)
         self.retiring = None
         await supervisor.close()
+
+    async def follow(self, path: Path) -> None:
+        """Promote what a training run writes to ``path`` (its ``best``) whenever that is another checkpoint than before."""
+        tried = None
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            found = checkpoint_id(path)
+            if found is None or found == tried or self.current is None or self.retiring is not None or self.promoting:
+                continue
+            tried = found
+            if found != self.current.id:
+                try:
+                    await self.move_to(resolved(path))
+                    log.info("promoted %s from %s", found, path)
+                except EngineError as error:
+                    log.warning("not promoted: %s: %s", found, error)
+
+
+def resolved(path: Path) -> Path:
+    """The directory that a link such as ``best`` points at now."""
+    return path.resolve()
+
+
+def checkpoint_id(path: Path) -> str | None:
+    """The id of the checkpoint in a directory, None while there is none."""
+    try:
+        return "sha256:" + hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+    except OSError:
+        return None

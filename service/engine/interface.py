@@ -224,6 +224,9 @@ class EngineOptions:
 
     checkpoint: Path
     checkpoints: Path | None
+    watch: Path | None
+    trusted_keys: tuple[str, ...] | None
+    """Public keys, one of which must have signed a checkpoint; None asks for no signature."""
     device: str
     dtype: str
     kernels: str

@@ -74,7 +74,7 @@ def build_runner(start: Start, checkpoint: Checkpoint, say: Callable[[str], None
 def load(start: Start, say: Callable[[str], None]) -> tuple[EngineCore, Ready]:
     """Read, build, self-test. Raises CheckpointError, UnusableError, SelfTestError, MemoryError."""
     say("reading the checkpoint")
-    checkpoint = read_checkpoint(start.checkpoint)
+    checkpoint = read_checkpoint(start.checkpoint, start.trusted_keys)
     runner = build_runner(start, checkpoint, say)
     stride = min(start.stride or default_stride(checkpoint.config.block_size), checkpoint.config.block_size)
     core = EngineCore(runner, block_size=checkpoint.config.block_size, stride=stride, start_token=checkpoint.start)

@@ -42,6 +42,8 @@ class Start(Message, frozen=True):
     """0: the measured default."""
     cache: str
     """Directory for compiled kernels."""
+    trusted_keys: list[str] | None = None
+    """Public keys, one of which must have signed the checkpoint; None asks for no signature."""
 
 
 class Submit(Message, frozen=True):

@@ -16,8 +16,26 @@ class SelfTestError(RuntimeError):
 
 def run(core: EngineCore, checkpoint: Checkpoint) -> None:
     """Raises SelfTestError."""
+    if not is_well_formed(checkpoint):
+        raise SelfTestError(f"{checkpoint.path}/selftest.json must hold cases of known tokens and one logit for each token")
     known_answers(core, checkpoint)
     purity(core, checkpoint)
+
+
+def is_well_formed(checkpoint: Checkpoint) -> bool:
+    """Whether selftest.json holds what the kernels may be fed with: it is input like any other."""
+    cases, vocab_size = checkpoint.selftest.get("cases"), checkpoint.config.vocab_size
+    if not isinstance(cases, list) or not cases or not isinstance(checkpoint.selftest.get("tolerance", {}), dict):
+        return False
+    for case in cases:
+        prompt, logits = (case.get("prompt"), case.get("logits")) if isinstance(case, dict) else (None, None)
+        if not (isinstance(prompt, list) and 1 <= len(prompt) <= checkpoint.config.block_size):
+            return False
+        if not all(type(token) is int and 0 <= token < vocab_size for token in prompt):
+            return False
+        if not (isinstance(logits, list) and len(logits) == vocab_size and all(type(x) in (int, float) for x in logits)):
+            return False
+    return True
 
 
 def known_answers(core: EngineCore, checkpoint: Checkpoint) -> None:

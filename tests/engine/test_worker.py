@@ -38,6 +38,8 @@ def options(checkpoint_dir: Path, kernel_cache: Path) -> EngineOptions:
     return EngineOptions(
         checkpoint=checkpoint_dir,
         checkpoints=None,
+        watch=None,
+        trusted_keys=None,
         device="cpu",
         dtype="float32",
         kernels="native",
@@ -373,7 +375,8 @@ from pathlib import Path
 from service.engine.client import EngineClient
 from service.engine.interface import EngineOptions
 async def main():
-    engine = EngineClient(EngineOptions(checkpoint=Path(sys.argv[1]), checkpoints=None, device="cpu", dtype="float32", kernels="native",
+    engine = EngineClient(EngineOptions(checkpoint=Path(sys.argv[1]), checkpoints=None, watch=None, trusted_keys=None,
+        device="cpu", dtype="float32", kernels="native",
         threads=1, stride=None, cache=Path(sys.argv[2]), max_batch=4, max_queue=None, queue_timeout_s=9, stream_buffer_tokens=99))
     await engine.start()
     await engine.worker.settled.wait()
