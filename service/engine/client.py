@@ -153,6 +153,7 @@ class EngineClient:
             steps=worker.steps,
             restarts=sum(s.restarts for s in self.supervisors),
             message=worker.message,
+            batch_size=worker.batch_size,
         )
 
     def oldest_submission(self, worker: Supervisor) -> float:

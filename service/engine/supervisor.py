@@ -59,7 +59,7 @@ class Supervisor:
         self.transport: asyncio.WriteTransport | None = None
         self.closing = False
         self.deaths = self.restarts = 0
-        self.steps = self.running = self.waiting = 0
+        self.steps = self.running = self.waiting = self.batch_size = 0
         self.heard, self.stepped = -math.inf, -math.inf
         self.task: asyncio.Task[None] | None = None
 
@@ -151,7 +151,7 @@ class Supervisor:
             case Step():
                 self.on_step(message)
             case Heartbeat():
-                self.running = self.waiting = 0
+                self.running = self.waiting = self.batch_size = 0
                 self.steps = message.steps
             case Loading():
                 self.message = message.phase
@@ -164,6 +164,7 @@ class Supervisor:
         """Hand every stream what it drew. A stream that was withdrawn meanwhile has no key any more."""
         self.stepped = self.heard
         self.running, self.waiting, self.steps = step.running, step.waiting, step.steps
+        self.batch_size = len(step.outputs)
         for key, waited in step.admitted:
             if stream := self.by_key.get(key):
                 self.stop_queue_timer(stream)
@@ -213,8 +214,12 @@ class Supervisor:
             self.send(stream)
 
     def send(self, stream: EngineStream) -> None:
-        """Tell the worker, under a new name, so that what it still says under an old one is not mistaken."""
-        assert self.transport is not None
+        """Tell the worker, under a new name, so that what it still says under an old one is not mistaken.
+
+        A worker that is just dying is told nothing: its successor is sent every stream there is.
+        """
+        if self.transport is None or self.transport.is_closing():
+            return
         self.next_key += 1
         self.keys[stream], self.by_key[self.next_key] = self.next_key, stream
         request = stream.request
@@ -255,7 +260,7 @@ class Supervisor:
 
     def write(self, message: Message) -> None:
         """To the worker, if there is one."""
-        if self.transport is not None:
+        if self.transport is not None and not self.transport.is_closing():
             self.transport.write(frame(message))
 
     def mark_gone(self) -> None:
