@@ -5,18 +5,17 @@ from __future__ import annotations
 import sys
 
 import torch
-from torch import Tensor
 
-from training.step import Forward
+from training.step import TrainStep
 
 
-def compiled(forward: Forward, example: Tensor) -> Forward:
-    """``forward`` compiled and tried on ``example`` ((B, T) token ids), backward too; as it was when that fails."""
+def compile_step(step: TrainStep) -> None:
+    """Compile the step's forward pass and try it, backward too; leave the step as it was when that fails."""
+    plain = step.forward
     try:
-        fast: Forward = torch.compile(forward)
-        torch.autograd.backward(fast(example).float().mean())
+        step.forward = torch.compile(plain)
+        step.loss_and_gradient()  # its gradient is dropped by the first real step
     except Exception as error:  # whatever a compiler can throw
+        step.forward = plain
         reason = (str(error).splitlines() or [""])[0][:200]
         print(f"--compile: {type(error).__name__}: {reason}; going on without", file=sys.stderr)
-        return forward
-    return fast

@@ -19,7 +19,7 @@ from model.gpt import GPT
 from model.loading import checkpoint_files, load_checkpoint
 from model.tokenizer import CharTokenizer
 from training.average import MovingAverage
-from training.compiling import compiled
+from training.compiling import compile_step
 from training.config import TrainConfig
 from training.data import Dataset, Text, check_length, load_run_text
 from training.distributed import World
@@ -58,10 +58,10 @@ class Trainer:
         self.curve: list[Point] = []
         self.reporter = Reporter(directory, config, text, self.tokenizer, tensorboard=config.tensorboard and world.is_main)
         forward = world.wrap(self.model, self.device)
-        if config.compile:
-            forward = compiled(forward, self.data.val[: config.block_size].long()[None])
         rows = world.rows(config.batch_size)
         self.step = build_step(forward, list(self.model.parameters()), self.optimizers, self.data, config, self.dtype, rows)
+        if config.compile:
+            compile_step(self.step)
 
     @classmethod
     def start(cls, config: TrainConfig, text: Text, out: Path, world: World = ONE_PROCESS) -> Trainer:

@@ -17,7 +17,6 @@ from model.tokenizer import CharTokenizer
 from tests.training.processes import TINY, flags
 from training.__main__ import main
 from training.average import MovingAverage
-from training.compiling import compiled
 from training.config import TrainConfig, TrainingError
 from training.data import Dataset, Text, check_length, load_text
 from training.estimate import flops_per_token
@@ -297,14 +296,21 @@ def test_flops_of_the_original_configuration() -> None:
     assert flops_per_token(config.model_config(65)) * config.tokens_per_step == pytest.approx(0.209e12, rel=0.01)
 
 
-def test_a_compiler_that_fails_does_not_break_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def broken(model: object) -> object:
+@pytest.mark.parametrize("moment", ["at once", "in the first step"])
+def test_a_compiler_that_fails_does_not_break_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str
+) -> None:
+    def fail(*arguments: object) -> object:
         raise RuntimeError("no compiler here\nand a long trace")
 
-    monkeypatch.setattr(torch, "compile", broken)
-    model = GPT(GPTConfig(vocab_size=3, block_size=2, n_layer=1, n_head=1, n_embd=4))
-    assert compiled(model, torch.zeros(1, 2, dtype=torch.int64)) is model
+    monkeypatch.setattr(torch, "compile", fail if moment == "at once" else lambda model: fail)
+    text, config = Text("to be or not to be " * 20, "", "t", None), replace(TINY, max_iters=3, eval_interval=3)
+    compiled = Trainer.start(replace(config, compile=True), text, tmp_path / "compiled")
     assert "--compile: RuntimeError: no compiler here; going on without" in capsys.readouterr().err
+    plain = Trainer.start(config, text, tmp_path / "plain")
+    for trainer in (compiled, plain):
+        trainer.run()
+    assert compiled.curve == plain.curve
 
 
 def test_configurations_survive_json_and_unknown_options_do_not() -> None:
