@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,14 @@ def bearer(key: str) -> dict[str, str]:
 @pytest.fixture
 def server(serve: Serve) -> Running:
     return serve(api_keys=f"{KEY}, {OTHER}", admin_key=ADMIN)
+
+
+@pytest.fixture(scope="module")
+def keyed() -> Iterator[Running]:
+    """One server with one key for a whole table."""
+    server = Running(api_keys=KEY)
+    yield server
+    server.stop()
 
 
 def test_every_route_and_method_without_a_key(server: Running) -> None:
@@ -94,9 +102,9 @@ def test_a_key_opens_all_but_admin(server: Running) -> None:
         (f"X-Api-Key: {KEY}", 401),
     ],
 )
-def test_the_header(serve: Serve, lines: str, status: int) -> None:
+def test_the_header(keyed: Running, lines: str, status: int) -> None:
     """LESSONS 44: keys were compared without regard to case, and not in constant time."""
-    server = serve(api_keys=KEY)
+    server = keyed
     answer = server.raw(request({**BODY, "stream": False}, extra=lines + "\r\n"))
     assert answer.status == status
     if status == 401:

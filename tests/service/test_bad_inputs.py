@@ -17,7 +17,7 @@ INVALID = (422, "invalid_request")
 UNKNOWN = (422, "unknown_characters")
 NOT_JSON = (400, "invalid_json")
 WRONG_TYPE = (415, "unsupported_media_type")
-SLOWEST_S = 1.0
+SLOWEST_S = 2.0
 
 both = pytest.mark.parametrize("path", PATHS)
 on_and_off = pytest.mark.parametrize("stream", [True, False])

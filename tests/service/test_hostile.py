@@ -145,7 +145,7 @@ def test_idle_connections_end(serve: Serve) -> None:
 def test_hundreds_of_idle_connections_bother_nobody(shared: Running) -> None:
     socks = [shared.connect() for _ in range(400)]
     try:
-        assert shared.http.get("/healthz").elapsed.total_seconds() < 0.25
+        assert shared.http.get("/healthz").elapsed.total_seconds() < 1
         assert shared.post(**SHORT, stream=False).status_code == 200
     finally:
         for sock in socks:
@@ -247,5 +247,5 @@ def test_a_slow_reader_gets_every_byte_and_slows_nobody(serve: Serve) -> None:
             if len(data) < 100_000:
                 time.sleep(0.001)
             if 50_000 < len(data) < 52_048:
-                assert server.post(**SHORT, stream=False).elapsed.total_seconds() < 0.5
+                assert server.post(**SHORT, stream=False).elapsed.total_seconds() < 2
     assert pieces(events(data.partition(b"\r\n\r\n")[2].decode())) == expected

@@ -20,29 +20,32 @@ from tests.service.running import Running, request, wait_for
 Serve = Callable[..., Running]
 
 
-@pytest.mark.parametrize(
-    ("change", "healthz", "readyz"),
-    [
-        ({}, 200, 200),
-        ({"state": "loading", "heartbeat_age_s": math.inf}, 200, 503),
-        ({"state": "restarting"}, 200, 503),
-        ({"state": "failed"}, 503, 503),
-        ({"state": "stopping"}, 200, 503),
-        ({"heartbeat_age_s": 1.9, "step_age_s": 1.9}, 200, 200),
-        ({"heartbeat_age_s": 2.1}, 200, 503),
-        ({"step_age_s": 2.1}, 200, 503),
-        ({"loaded": ()}, 200, 503),
-    ],
-)
-def test_probes(serve: Serve, change: dict[str, object], healthz: int, readyz: int) -> None:
+PROBED: list[tuple[dict[str, object], int, int]] = [
+    ({}, 200, 200),
+    ({"state": "loading", "heartbeat_age_s": math.inf}, 200, 503),
+    ({"state": "restarting"}, 200, 503),
+    ({"state": "failed"}, 503, 503),
+    ({"state": "stopping"}, 200, 503),
+    ({"heartbeat_age_s": 1.9, "step_age_s": 1.9}, 200, 200),
+    ({"heartbeat_age_s": 2.1}, 200, 503),
+    ({"step_age_s": 2.1}, 200, 503),
+    ({"loaded": ()}, 200, 503),
+]
+
+
+def test_probes(serve: Serve) -> None:
     """LESSONS 35, 36: /health said 200 while no token came any more."""
-    server = serve(FakeEngine(**change))  # type: ignore[arg-type]
-    for path, expected in (("/healthz", healthz), ("/readyz", readyz)):
-        answer = server.http.get(path)
-        assert answer.status_code == expected
-        assert answer.headers["cache-control"] == "no-store"
-        assert ("retry-after" in answer.headers) == (expected == 503)
-    assert server.http.get("/info").status_code == 200, "also with infinite ages"
+    server = serve()
+    usual = dict(vars(server.engine))
+    for change, healthz, readyz in PROBED:
+        vars(server.engine).update(usual | change)
+        for path, expected in (("/healthz", healthz), ("/readyz", readyz)):
+            answer = server.http.get(path)
+            assert answer.status_code == expected, (change, path)
+            assert answer.headers["cache-control"] == "no-store"
+            assert ("retry-after" in answer.headers) == (expected == 503)
+        assert server.http.get("/info").status_code == 200, "also with infinite ages"
+    vars(server.engine).update(usual)
 
 
 def test_draining_is_not_ready_and_refuses(serve: Serve) -> None:
