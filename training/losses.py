@@ -14,13 +14,15 @@ from training.config import TrainingError
 
 
 class LossLog:
-    """Up to ``capacity`` losses. ``append`` waits for nothing; ``values`` waits for the device."""
+    """``append`` waits for nothing; ``values`` waits for the device."""
 
-    def __init__(self, capacity: int, device: torch.device) -> None:
-        self.buffer = torch.zeros(capacity, device=device)
+    def __init__(self, device: torch.device) -> None:
+        self.buffer = torch.zeros(256, device=device)
         self.count = 0
 
     def append(self, loss: Tensor) -> None:
+        if self.count == len(self.buffer):
+            self.buffer = torch.cat([self.buffer, self.buffer])
         self.buffer[self.count] = loss
         self.count += 1
 
@@ -31,8 +33,9 @@ class LossLog:
 
     def restore(self, values: Sequence[float]) -> None:
         """Hold exactly ``values``."""
-        self.buffer[: len(values)] = torch.tensor(values, device=self.buffer.device)
-        self.count = len(values)
+        self.clear()
+        for value in values:
+            self.append(torch.tensor(value, device=self.buffer.device))
 
     def clear(self) -> None:
         """Forget them."""

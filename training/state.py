@@ -7,7 +7,7 @@ data cursor in it: batches, dropout and samples are functions of (seed, step).
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,10 @@ def load_state(path: Path, model: GPT, optimizers: Optimizers) -> tuple[TrainSta
         raise CheckpointError(f"{path / OPTIMIZER} does not fit the model: {' '.join(str(error).split())}") from None
     try:
         losses = [float(x) for x in document.pop("losses")]
-        return TrainState(**document), losses
+        state = TrainState(**document)
+        if type(state.step) is not int or state.step < 0 or type(state.best_step) is not int:
+            raise TypeError
+        return replace(state, wall_time=float(state.wall_time)), losses
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path / STATE} does not hold a run's state") from None
 

@@ -53,7 +53,7 @@ class Trainer:
         self.model = GPT(config.model_config(self.tokenizer.vocab_size)).to(self.device)
         self.average = MovingAverage(self.model, config.ema) if config.ema else None
         self.optimizers = build_optimizers(self.model, config)
-        self.losses = LossLog(config.eval_interval, self.device)
+        self.losses = LossLog(self.device)
         self.state = TrainState()
         self.curve: list[Point] = []
         self.reporter = Reporter(directory, config, text, self.tokenizer, tensorboard=config.tensorboard and world.is_main)

@@ -117,13 +117,13 @@ def test_full_loss_is_the_mean_over_every_target() -> None:
 
 
 def test_the_loss_log_keeps_what_it_is_given() -> None:
-    log = LossLog(3, CPU)
-    for value in (1.0, 0.1):
-        log.append(torch.tensor(value))
+    log = LossLog(CPU)
+    for number in range(700):
+        log.append(torch.tensor(0.1 * number))
     values = log.values(lambda x: x)
-    other = LossLog(3, CPU)
+    other = LossLog(CPU)
     other.restore(values)
-    assert other.values(lambda x: x) == values == [1.0, pytest.approx(0.1)]
+    assert other.values(lambda x: x) == values == [pytest.approx(0.1 * number) for number in range(700)]
     other.clear()
     assert other.values(lambda x: x) == []
 
