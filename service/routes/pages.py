@@ -16,7 +16,7 @@ from service.openapi import complete, document_page
 router = APIRouter()
 PLAYGROUND = Path(__file__).parent.parent / "playground"
 PLAYGROUND_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; connect-src 'self'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
 DOCS_POLICY = f"default-src 'none'; style-src '{STYLE_HASH}'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
