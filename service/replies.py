@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import math
 from collections.abc import Sequence
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quote
 
 from model.tokenizer import CharTokenizer
@@ -18,24 +18,25 @@ TOKENS_AT_ONCE = 64
 """Log-probabilities of so many tokens are written before other requests get their turn."""
 
 
-def number(value: float) -> str:
-    """A log-probability as JSON, which has no infinities."""
-    return repr(value) if math.isfinite(value) else "-9999.0"
+LEAST = -9999.0
+"""Stands for minus infinity, which JSON does not have."""
 
 
-def entry(id: int, logprob: float, tokenizer: CharTokenizer) -> str:
-    """One token's log-probability, the object left open."""
-    return f'{{"id": {id}, "token": {quote(tokenizer.characters[id])}, "logprob": {number(logprob)}'
+@lru_cache(maxsize=8)
+def heads(characters: tuple[str, ...]) -> list[str]:
+    """For each token the beginning of its log-probability's object, up to the number."""
+    return [f'{{"id": {id}, "token": {quote(character)}, "logprob": ' for id, character in enumerate(characters)]
 
 
 def logprobs_json(logprobs: Sequence[TokenLogprob], tokenizer: CharTokenizer) -> str:
     """A list's inside: each token's log-probability and those of the most probable ones."""
+    head = heads(tokenizer.characters)
     return ", ".join(
-        entry(each.id, each.logprob, tokenizer)
-        + ', "top": ['
-        + ", ".join([entry(id, logprob, tokenizer) + "}" for id, logprob in each.top])
-        + "]}"
-        for each in logprobs
+        [
+            f"{head[each.id]}{max(each.logprob, LEAST)!r}, "
+            f'"top": [{", ".join([f"{head[id]}{max(logprob, LEAST)!r}}}" for id, logprob in each.top])}]}}'
+            for each in logprobs
+        ]
     )
 
 
@@ -92,11 +93,11 @@ class Events:
 
     def __init__(self, plan: Plan, request_id: str) -> None:
         self._id = "id: " + event_id_prefix(request_id, plan.checkpoint.id, plan.digest)
-        self._tokenizer = plan.checkpoint.tokenizer
 
-    def text(self, chunk: Chunk) -> bytes:
-        """A piece of text."""
-        logprobs = f', "logprobs": [{logprobs_json(chunk.logprobs, self._tokenizer)}]' if chunk.logprobs else ""
+    def text(self, chunk: Chunk, logprobs: str = "") -> bytes:
+        """A piece of text; ``logprobs`` are the inside of its list."""
+        if logprobs:
+            logprobs = f', "logprobs": [{logprobs}]'
         return f'{self._id}{chunk.index}\ndata: {{"index": {chunk.index}, "text": {quote(chunk.text)}{logprobs}}}\n\n'.encode("ascii")
 
     @staticmethod

@@ -16,7 +16,7 @@ from service.observability import Meter, Where
 from service.openapi import GENERATE
 from service.parsing import parse_body
 from service.plan import Plan, plan_generate
-from service.replies import Events, reply_json, sha256_text
+from service.replies import Events, all_logprobs_json, reply_json, sha256_text
 from service.schemas import GenerateBody
 from service.sse import Emit, EventStream, unless_gone
 
@@ -130,7 +130,13 @@ class NativeStream:
         """All events but the last, which is returned."""
         if self.plan.echoed and self.plan.resume_from is None:
             await emit(self.events.text(Chunk(0, self.plan.echoed)))
-        completion = await consume(self.stream, self.meter, lambda chunk: emit(self.events.text(chunk)), self.record)
+        tokenizer = self.plan.checkpoint.tokenizer
+
+        async def each(chunk: Chunk) -> None:
+            logprobs = await all_logprobs_json(chunk.logprobs, tokenizer) if chunk.logprobs else ""
+            await emit(self.events.text(chunk, logprobs))
+
+        completion = await consume(self.stream, self.meter, each, self.record)
         return self.events.end(await reply_json(self.plan, completion, self.record.request_id))
 
     def fail(self, error: ApiError) -> bytes:
