@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 from pydantic import SecretStr, ValidationError
 
@@ -25,9 +26,17 @@ OTHERS_VARIABLES = frozenset({"FOLIO_DATA", "FOLIO_URL", "FOLIO_API_KEY"})
 """What training and the client read."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the list of all settings would bury it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process."""
+        self.exit(2, f"{self.prog}: {message} (--help lists all settings)\n")
+
+
 def parse_args(argv: Sequence[str] | None) -> Settings:
     """The settings. Ends the process with one line on what is wrong with them."""
-    parser = argparse.ArgumentParser(prog="folio-serve", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="folio-serve", description=__doc__, allow_abbrev=False)
     for name, field in Settings.model_fields.items():
         if SecretStr in getattr(field.annotation, "__args__", ()):
             continue  # a key on a command line is there for everyone to read: variables and files only

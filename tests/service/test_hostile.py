@@ -249,3 +249,14 @@ def test_a_slow_reader_gets_every_byte_and_slows_nobody(serve: Serve) -> None:
             if 50_000 < len(data) < 52_048:
                 assert server.post(**SHORT, stream=False).elapsed.total_seconds() < 2
     assert pieces(events(data.partition(b"\r\n\r\n")[2].decode())) == expected
+
+
+def test_uvicorn_still_has_what_the_protocol_overrides() -> None:
+    """A method that uvicorn renames would be overridden in vain, and its limit silently gone."""
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+    for name in ("_start_asgi_task", "_unsupported_upgrade_warning", "send_400_response", "on_message_begin", "on_headers_complete"):
+        assert callable(getattr(HttpToolsProtocol, name))
+    assert {"chunked_encoding", "expected_content_length", "disconnected", "message_event"} <= set(
+        RequestResponseCycle.__init__.__code__.co_names
+    )
