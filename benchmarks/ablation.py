@@ -52,8 +52,8 @@ def main() -> None:
     common = f"{end} {'' if options.full else SMALL}"
     jobs = {
         (row, seed): (f"{common} {flags} --seed {seed}", options.out / f"{row.replace(', ', '-').replace(' ', '')}-{seed}")
-        for row, flags in ROWS.items()
         for seed in range(1, options.seeds + 1)
+        for row, flags in ROWS.items()
     }
     with ThreadPoolExecutor(options.jobs) as pool:
         losses = dict(zip(jobs, pool.map(lambda job: train(job[0], job[1], data), jobs.values()), strict=True))

@@ -44,18 +44,21 @@ class KVCache:
 
 
 class DecodeView:
-    """Rows ``first … first + B − 1``, one new token each. A negative position marks an idle row: it writes column 0 of itself."""
+    """Rows ``first … first + B − 1``, one new token each. A row at a negative position is idle, and its cache stays as it is: it may
+    belong to a sequence that is half encoded, or that waits for the next burst."""
 
     def __init__(self, cache: KVCache, first: int, positions: Tensor) -> None:
         self.cache, self.rows = cache, slice(first, first + positions.shape[0])
+        self.active = (positions >= 0)[:, None, None]
         self.positions = positions.clamp(min=0)[:, None]
         self.mask = cache.mask(self.positions)
         self.index = torch.arange(positions.shape[0], device=positions.device)
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         keys, values = self.cache.k[layer, self.rows], self.cache.v[layer, self.rows]
-        keys[self.index, :, self.positions[:, 0]] = k[:, :, 0]
-        values[self.index, :, self.positions[:, 0]] = v[:, :, 0]
+        place = (self.index, slice(None), self.positions[:, 0])
+        keys[place] = torch.where(self.active, k[:, :, 0], keys[place])
+        values[place] = torch.where(self.active, v[:, :, 0], values[place])
         return keys, values, self.mask
 
 

@@ -8,7 +8,6 @@ Shape letters: R rows (one sequence each), V vocabulary. Probabilities are float
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -165,8 +164,3 @@ def log_probabilities(logits: Tensor) -> Tensor:
 def rank_tokens(logprobs: Sequence[float], count: int) -> list[int]:
     """Ids of the ``count`` most probable tokens, the lower id first on a tie."""
     return sorted(range(len(logprobs)), key=lambda token: (-logprobs[token], token))[:count]
-
-
-def perplexity(loss: float) -> float:
-    """exp of a mean negative log-likelihood in nats."""
-    return math.exp(loss)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,9 @@ from typing import Any
 
 from model.checkpoint import dump_json, write_checkpoint
 from training.config import TrainConfig, TrainingError
+
+OWN = re.compile(r"step-\d{6,}|\.step-\d{6,}\.writing-\d+")
+"""Names of the directories that a run makes and deletes again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,8 @@ class RunDirectory:
                 f"{self.path} holds a checkpoint: go on with `python -m training resume {self.path}`, or choose another --out"
             )
         with writing(self.path):
+            if self.path.exists() and any(self.path.iterdir()) and not self.metrics_path.exists():
+                raise TrainingError(f"{self.path} is not empty and holds no run: choose another --out")
             (self.path / "samples").mkdir(parents=True, exist_ok=True)
         self.write("config.json", dump_json(document.to_json()))
         self.write("metrics.jsonl", b"")
@@ -124,8 +130,8 @@ class RunDirectory:
     def prune(self) -> None:
         """Delete checkpoints that neither ``best`` nor ``last`` points at, and what a killed save left behind."""
         kept = {os.readlink(self.path / link) for link in ("best", "last") if (self.path / link).is_symlink()}
-        for old in [*self.path.glob("step-*"), *self.path.glob(".step-*.writing-*")]:
-            if old.name not in kept:
+        for old in self.path.iterdir():
+            if OWN.fullmatch(old.name) and old.name not in kept:
                 shutil.rmtree(old, ignore_errors=True)
 
     def append_metrics(self, point: Point) -> None:

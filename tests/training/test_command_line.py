@@ -108,6 +108,19 @@ def test_a_run_is_never_overwritten(uninterrupted: Run, capsys: pytest.CaptureFi
     assert uninterrupted.result() == before
 
 
+def test_a_directory_with_other_things_in_it_is_left_alone(tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--out .` would have written over a README.md."""
+    (tmp_path / "README.md").write_text("mine")
+    assert "is not empty and holds no run" in complaint(capsys, "--data", str(text_file), "--out", str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["README.md"]
+    (tmp_path / "README.md").unlink()
+    tiny = flags(TrainConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, batch_size=2, max_iters=3, eval_interval=1, sample_chars=9))
+    (tmp_path / "metrics.jsonl").touch()  # of a run that was killed before its first save
+    (tmp_path / "step-by-step").mkdir()
+    assert main(["--data", str(text_file), "--out", str(tmp_path), *tiny]) == 0
+    assert (tmp_path / "step-by-step").exists()
+
+
 def test_a_directory_that_cannot_be_written(tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_bytes(b"")
     assert "Not a directory" in complaint(capsys, "--data", str(text_file), "--out", str(tmp_path / "file" / "run"))
