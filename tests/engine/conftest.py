@@ -23,21 +23,31 @@ from service.engine.torch_runner import TorchRunner
 
 TEXT = "\n abcdefghij"
 BLOCK = 32
+LONG_BLOCK = 160
 
 
-@pytest.fixture(scope="session")
-def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_checkpoint(path: Path, block_size: int) -> Path:
     """Random weights, large enough that the distribution is far from uniform; heads of 10 (no multiple of a vector)."""
     torch.manual_seed(11)
-    config = GPTConfig(vocab_size=len(TEXT), block_size=BLOCK, n_layer=2, n_head=3, n_embd=32, dropout=0.0)
+    config = GPTConfig(vocab_size=len(TEXT), block_size=block_size, n_layer=2, n_head=3, n_embd=32, dropout=0.0)
     model = GPT(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(8 if parameter.ndim == 2 else 1)
-    path = tmp_path_factory.mktemp("engine") / "tiny"
     ids = torch.randint(0, config.vocab_size, (BLOCK,)).tolist()
     write_checkpoint(path, checkpoint_files(model.eval(), CharTokenizer(TEXT), ids), {"start": "\n"})
     return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("engine") / "tiny", BLOCK)
+
+
+@pytest.fixture(scope="session")
+def long_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A context of two and a half prefill chunks."""
+    return read_checkpoint(make_checkpoint(tmp_path_factory.mktemp("engine") / "long", LONG_BLOCK))
 
 
 @pytest.fixture(scope="session")
@@ -64,14 +74,14 @@ def make_core(checkpoint: Checkpoint, kernel_cache: Path) -> Iterator[MakeCore]:
     """``make_core("native", "float32", rows=4)``"""
     runners: list[Runner] = []
 
-    def make(kernels: str, dtype: str, *, rows: int = 8, threads: int = 1, stride: int = 16) -> EngineCore:
+    def make(kernels: str, dtype: str, *, rows: int = 8, threads: int = 1, stride: int = 16, of: Checkpoint = checkpoint) -> EngineCore:
         runner: Runner
         if kernels == "native":
-            runner = NativeRunner(checkpoint, rows=rows, dtype=dtype, threads=threads, cache=kernel_cache)
+            runner = NativeRunner(of, rows=rows, dtype=dtype, threads=threads, cache=kernel_cache)
         else:
-            runner = TorchRunner(checkpoint, rows=rows, dtype=dtype, device="cuda" if kernels == "cuda" else "cpu")
+            runner = TorchRunner(of, rows=rows, dtype=dtype, device="cuda" if kernels == "cuda" else "cpu")
         runners.append(runner)
-        return EngineCore(runner, block_size=BLOCK, stride=stride, start_token=checkpoint.start)
+        return EngineCore(runner, block_size=of.config.block_size, stride=stride, start_token=of.start)
 
     yield make
     for runner in runners:

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from model.checkpoint import Checkpoint
 from model.params import SamplingParams
-from tests.engine.conftest import BLOCK, Driver, MakeCore, Request, random_request
+from service.engine.core import EngineCore
+from tests.engine.conftest import BLOCK, LONG_BLOCK, Driver, MakeCore, Request, random_request
 
 NUM_GOLDEN = 208
 ARITHMETIC = [("native", "float32"), ("native", "bfloat16"), ("torch", "float32"), ("torch", "bfloat16")]
@@ -82,6 +84,42 @@ def test_rebuilding_at_any_token_changes_nothing(make_core: MakeCore, kernels: s
             again.run()
             assert again.tokens[0] == whole, f"rebuilt after {cut} tokens"
             assert again.logprobs[0] == logprobs[cut:]
+
+
+@pytest.mark.parametrize(("kernels", "dtype"), ARITHMETIC)
+def test_crashes_under_load_with_long_prompts(make_core: MakeCore, long_checkpoint: Checkpoint, kernels: str, dtype: str) -> None:
+    """Prompts of several chunks are half encoded while neighbours decode, and everybody is rebuilt beside everybody else.
+
+    A decode step must not touch the rows of a tile that only wait: once it wrote their first column.
+    """
+    rng = random.Random(7)
+    core = make_core(kernels, dtype, stride=80, of=long_checkpoint)
+    requests: list[Request] = []
+    for number in range(9):
+        prompt = [rng.randrange(12) for _ in range(rng.choice([1, 60, 64, 65, 130, LONG_BLOCK, 2 * LONG_BLOCK]))]
+        params = SamplingParams(max_new_tokens=rng.choice([5, 30, 60]), seed=number, num_logprobs=0, presence_penalty=0.2)
+        requests.append((prompt, params))
+    golden = alone(Driver(core), requests)
+    core = make_core(kernels, dtype, stride=80, of=long_checkpoint)
+    core.scheduler.encode_budget = 64
+    driver = Driver(core)
+    for number, request in enumerate(requests):
+        driver.submit(number, request)
+    steps = 0
+    while driver.core.has_work:
+        driver.step()
+        steps += 1
+        if steps % 13 == 0:
+            core = EngineCore(core.runner, block_size=LONG_BLOCK, stride=80, start_token=core.start_token)
+            core.scheduler.encode_budget = 64
+            logprobs = driver.logprobs
+            survivors = {n: tokens for n, tokens in driver.tokens.items() if n not in driver.finished}
+            driver.core = core
+            for number, tokens in survivors.items():
+                driver.submit(number, requests[number], tokens)
+                driver.logprobs[number] = logprobs[number]
+    assert steps > 13
+    assert [n for n in range(len(requests)) if driver.tokens[n] != golden[n][0]] == []
 
 
 def test_native_prefill_and_decode_agree_bitwise(make_core: MakeCore) -> None:
