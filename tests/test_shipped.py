@@ -1,0 +1,104 @@
+"""The checkpoint that ships, and what the README promises of it: real process, real sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from model import load_checkpoint
+from training.data import SHA256
+
+ROOT = Path(__file__).resolve().parents[1]
+PRETRAINED = ROOT / "model" / "pretrained"
+MAX_BYTES = 9 << 20
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """The service as a user starts it, on a free port."""
+    command = [sys.executable, "-m", "service", "--port", "0"]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    address = ""
+    while not address:
+        line = server.stdout.readline()
+        assert line, "the service ended before it was ready"
+        address = line.strip() if line.startswith("http://") else ""
+    yield address
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(40) == 0
+    server.stdout.close()
+
+
+def read_stream(url: str, body: dict[str, object]) -> tuple[str, dict[str, object]]:
+    """(the joined text of a stream, its end event's data)."""
+    text, kind = "", ""
+    with httpx.stream("POST", f"{url}/generate", json=body, timeout=60, trust_env=False) as answer:
+        assert answer.status_code == 200
+        for line in answer.iter_lines():
+            if line.startswith("event: "):
+                kind = line[7:]
+            elif line.startswith("data: "):
+                data = json.loads(line[6:])
+                if kind == "end":
+                    return text, data
+                text += data["text"]
+    raise AssertionError("no end event")
+
+
+def test_it_is_small_and_says_where_it_comes_from() -> None:
+    assert sum(path.stat().st_size for path in PRETRAINED.iterdir()) <= MAX_BYTES
+    checkpoint = load_checkpoint(PRETRAINED)
+    config, manifest = checkpoint.config, checkpoint.manifest
+    assert (config.n_layer, config.n_head, config.n_embd, config.block_size, config.head_size) == (5, 6, 256, 256, 42)
+    assert config.num_parameters == 4_023_873
+    assert manifest["data"]["sha256"] == SHA256
+    assert manifest["val_loss"] <= (1.50 if "NVIDIA" in manifest["device"] else 1.60)
+    assert {"seed", "steps", "train_loss", "curve", "versions", "device", "wall_time_s", "git_commit"} <= set(manifest)
+
+
+@pytest.mark.skipif("FOLIO_DATA" not in os.environ, reason="FOLIO_DATA names no copy of Tiny Shakespeare")
+def test_its_loss_is_what_its_manifest_says() -> None:
+    done = subprocess.run([sys.executable, "-m", "training", "eval", str(PRETRAINED)], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout)
+    assert result["same_text"]
+    assert result["val_loss"] == pytest.approx(result["manifest_val_loss"], abs=2e-5)
+
+
+def test_the_curl_line_of_the_readme(url: str) -> None:
+    """500 characters as events, the same as one JSON, the same again."""
+    body = {"prompt": "ROMEO:", "max_new_tokens": 500, "seed": 7}
+    text, end = read_stream(url, body)
+    assert len(text) == 500
+    assert end["text"] == text
+    assert end["finish_reason"] == "length"
+    whole = httpx.post(f"{url}/generate", json={**body, "stream": False}, timeout=60, trust_env=False).json()
+    assert whole["text"] == text
+    assert whole["text_sha256"] == end["text_sha256"]
+    assert read_stream(url, body)[0] == text
+
+
+def test_text_may_be_longer_than_the_context(url: str) -> None:
+    for context in ("anchored", "sliding"):
+        length = 4096 if context == "anchored" else 400
+        text, end = read_stream(url, {"prompt": "", "max_new_tokens": length, "seed": 1, "context": context})
+        assert len(text) == length
+        assert end["usage"] == {"prompt_tokens": 0, "completion_tokens": length, "total_tokens": length}
+
+
+def test_a_client_that_leaves_stops_its_generation(url: str) -> None:
+    with httpx.stream("POST", f"{url}/generate", json={"prompt": "", "max_new_tokens": 4096, "seed": 1}, trust_env=False) as answer:
+        next(answer.iter_raw())
+    deadline = time.monotonic() + 5
+    while httpx.get(f"{url}/info", trust_env=False).json()["engine"]["running"]:
+        assert time.monotonic() < deadline, "it still runs"
+        time.sleep(0.01)
