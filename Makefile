@@ -48,6 +48,7 @@ clean: ## remove what the targets made (runs/ stays)
 
 .venv/test: .venv/serve
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	@scripts/install-chromium
 	@touch $@
 
 .venv/check: .venv/test
