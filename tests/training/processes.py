@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
+
 from training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent.parent
@@ -27,7 +29,12 @@ TINY = TrainConfig(
     log_interval=5,
     sample_chars=20,
 )
-TIMEOUT = 120
+TIMEOUT = 200
+
+minutes_long = pytest.mark.skipif(
+    "FOLIO_SLOW" not in os.environ, reason="takes minutes: FOLIO_SLOW=1 python -m pytest -m slow tests/training"
+)
+"""For tests that are run before a release, not at every change."""
 
 
 def flags(config: TrainConfig) -> list[str]:
@@ -96,7 +103,7 @@ class Run:
         while not condition():
             if self.process.poll() is not None:
                 return False
-            assert time.monotonic() < deadline, "nothing happened for two minutes"
+            assert time.monotonic() < deadline, "nothing happened for minutes"
             time.sleep(0.0005)
         return True
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.processes import ROOT, TIMEOUT, TINY, Run, finish, flags, launch
+from tests.training.processes import ROOT, TIMEOUT, TINY, Run, finish, flags, launch, minutes_long
 from training.config import TrainingError
 from training.distributed import World
 from training.run_directory import read_metrics
@@ -38,6 +38,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path, text_file: Path) -
         assert b.train_loss == pytest.approx(a.train_loss, rel=1e-5)
 
 
+@minutes_long
 @pytest.mark.slow
 def test_a_dead_process_ends_them_all(tmp_path: Path, text_file: Path) -> None:
     run = Run(tmp_path / "run", text_file)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from model.checkpoint import CheckpointError, read_checkpoint
-from tests.training.processes import TINY, Run
+from tests.training.processes import TINY, Run, minutes_long
 from training.config import TrainingError
 from training.data import load_text
 from training.run_directory import RunDirectory
@@ -53,6 +53,7 @@ def test_a_run_killed_and_resumed_equals_one_that_was_not(tmp_path: Path, text_f
     assert run.result() == uninterrupted.result()
 
 
+@minutes_long
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(20))
