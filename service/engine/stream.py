@@ -106,6 +106,7 @@ class EngineStream:
             await self.wake.wait()
             self.wake.clear()
             self.decode()
+            is_last = self.finish_reason is not None  # what comes while the reader takes its time is decoded in the next turn
             safe = self.count_safe()
             if safe > sent:
                 text = self.hand_out(self.ends[safe - 1], after=self.ends[sent - 1] if sent else 0)
@@ -114,7 +115,7 @@ class EngineStream:
             if self.error is not None:
                 self.cancel("failed")
                 raise self.error
-            if self.finish_reason is not None:
+            if is_last:
                 rest = self.hand_out(self.released + len(self.pending), after=self.ends[sent - 1] if 0 < sent <= len(self.ends) else 0)
                 self.cancel("finished")
                 if rest and sent <= len(self.ends):  # a stop that begins inside a token leaves a part of it

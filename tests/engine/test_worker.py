@@ -244,6 +244,22 @@ def test_a_reader_that_stops_is_suspended_and_goes_on_identically(options: Engin
     run(body())
 
 
+def test_what_comes_while_the_reader_is_busy_is_not_lost(options: EngineOptions) -> None:
+    """The end of a text was dropped if its generation ended while its reader was still sending what came before."""
+
+    async def body() -> None:
+        async with running(options) as engine:
+            golden, _ = await read(engine.submit(request(9, new=500)))
+            async with engine.submit(request(9, new=500)) as stream:
+                text = ""
+                async for chunk in stream:
+                    text += chunk.text
+                    await until(lambda: stream.is_over)
+                assert text == golden == stream.completion.text
+
+    run(body())
+
+
 def test_stops_are_exact_and_never_leak(options: EngineOptions) -> None:
     async def body() -> None:
         async with running(options) as engine:
