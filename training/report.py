@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from model.gpt import GPT
 from model.tokenizer import CharTokenizer
@@ -12,6 +15,9 @@ from training.model_card import model_card
 from training.picture import loss_picture
 from training.run_directory import Point, RunDirectory, writing
 from training.samples import sample_text
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class Reporter:
@@ -40,16 +46,18 @@ class Reporter:
 
 
 class EventFiles:
-    """The same figures for TensorBoard."""
+    """The same figures for TensorBoard. The first validation makes the files: building a run touches no disk."""
 
     def __init__(self, directory: RunDirectory) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise TrainingError("--tensorboard needs the package tensorboard: pip install 'folio[tensorboard]'") from None
+        if importlib.util.find_spec("tensorboard") is None:
+            raise TrainingError("--tensorboard needs the package tensorboard: pip install 'folio[tensorboard]'")
         self.directory = directory.path / "tensorboard"
-        with writing(self.directory):
-            self.writer = SummaryWriter(str(self.directory))
+
+    @functools.cached_property
+    def writer(self) -> SummaryWriter:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.directory))
 
     def write(self, point: Point, peak: float, sample: str) -> None:
         """Add one validation."""
