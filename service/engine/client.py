@@ -39,7 +39,7 @@ MANIFEST = "manifest.json"
 WATCH_SECONDS = 1.0
 FALLBACK_BATCH = 64  # rows to count with until a worker has said how many it has
 QUEUE_FACTOR, MIN_QUEUE = 4, 256
-RATE_WINDOW = 64  # completions that the estimate of Retry-After looks back on
+RATE_WINDOW = 64  # ends of requests, of whatever kind, that the estimate of Retry-After looks back on
 
 
 class EngineClient:

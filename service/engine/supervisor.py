@@ -237,6 +237,7 @@ class Supervisor:
             self.withdraw(stream)
             self.streams.discard(stream)
             self.stop_queue_timer(stream)
+            self.on_finished()
             if cancelled is not None:
                 self.cancelled[cancelled] = self.cancelled.get(cancelled, 0) + 1
 

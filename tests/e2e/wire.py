@@ -169,6 +169,17 @@ async def text_of(server: Server, body: dict[str, Any]) -> str:
     return text
 
 
+async def probe(server: Server, path: str) -> int:
+    """The status of a GET, on a connection of its own."""
+    reader, writer = await asyncio.open_connection(server.host, server.port)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        async with asyncio.timeout(LIMIT_S):
+            return int((await reader.readline()).split()[1])
+    finally:
+        writer.close()
+
+
 async def until(condition: Callable[[], object], limit_s: float = LIMIT_S) -> float:
     """The seconds until a condition held; what it asks may block for a moment."""
     began = time.monotonic()
