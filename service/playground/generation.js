@@ -19,6 +19,7 @@ import { readEvents } from "./sse.js";
 const FIRST_WAIT_MS = 250;
 const LONGEST_WAIT_MS = 5_000;
 const MAX_ATTEMPTS = 12;
+const SILENCE_MS = 25_000; // the server sends something, if only a comment, every 10 s
 
 /** What the server refused, or could not finish. `code`, `message` and `param` are the API's. */
 export class RequestError extends Error {
@@ -56,7 +57,7 @@ export class Generation {
 
   /** Lose the connection, as a tunnel or a sleeping laptop would. `run()` resumes. */
   cut() {
-    this.connection?.abort();
+    this.connection?.abort(new TypeError("the connection was cut on purpose"));
   }
 
   /** The steps. Called again after `stop()`, it goes on where it was stopped. */
@@ -71,11 +72,14 @@ export class Generation {
         yield attempt ? { kind: "resumed", at: this.index } : { kind: "open" };
         opened = true;
         for await (const step of this.read(response)) {
+          if (step.kind === "end") clearTimeout(this.silence);
           yield step;
           if (step.kind === "end") return;
         }
         throw new TypeError("the stream ended without its end event");
-      } catch (error) {
+      } catch (caught) {
+        clearTimeout(this.silence);
+        const error = this.connection.signal.reason ?? caught; // a browser may speak of its buffers instead
         if (this.stopped) throw new DOMException("stopped", "AbortError");
         if (!opened || !isPassing(error)) throw error;
         attempt = this.index > before ? 1 : attempt + 1;
@@ -89,6 +93,7 @@ export class Generation {
 
   async connect() {
     this.connection = new AbortController();
+    this.listen();
     const headers = { ...this.headers, "Content-Type": "application/json", Accept: "text/event-stream" };
     if (this.lastEventId !== null) headers["Last-Event-ID"] = this.lastEventId;
     const request = { method: "POST", headers, body: JSON.stringify(this.body), signal: this.connection.signal, cache: "no-store" };
@@ -98,7 +103,7 @@ export class Generation {
   }
 
   async *read(response) {
-    for await (const event of readEvents(response.body)) {
+    for await (const event of readEvents(response.body, () => this.listen())) {
       const data = JSON.parse(event.data);
       if (event.type === "end") {
         yield { kind: "end", reply: data };
@@ -113,11 +118,18 @@ export class Generation {
     }
   }
 
+  /** Not every loss is told to us: give the connection up when nothing has come for long. Called whenever something does. */
+  listen() {
+    const { connection } = this;
+    clearTimeout(this.silence);
+    this.silence = setTimeout(() => connection.abort(new TypeError("nothing has come for long")), SILENCE_MS);
+  }
+
   cutIfAsked() {
     if (this.index < this.cutAfter) return;
     this.cutAfter = Infinity;
     this.cut();
-    throw new TypeError("the connection was cut on purpose");
+    this.connection.signal.throwIfAborted();
   }
 
   /** Wait, unless `stop()` is called. */
@@ -130,9 +142,9 @@ export class Generation {
   }
 }
 
-/** Whether trying again may help: the network failed (fetch throws TypeError, an abort AbortError), or the server said so. */
+/** Whether trying again may help: the network failed (for fetch, that is a TypeError), or the server said so. */
 function isPassing(error) {
-  return error instanceof RequestError ? error.retryable : error instanceof TypeError || error.name === "AbortError";
+  return error instanceof RequestError ? error.retryable : error instanceof TypeError;
 }
 
 /** 250 ms, 500 ms, 1 s, … 5 s, each a little off, so that many readers do not come back in one moment. */

@@ -289,13 +289,15 @@ const PLAIN = {
   unknown_characters: "The model has never seen some of these characters.",
 };
 
+const HINTS = { unknown_characters: "Take the marked ones out, or let them be dropped: see “Unknown characters” among the parameters." };
+
 function fail(error) {
   if (!(error instanceof RequestError)) return report("The server cannot be reached. Is it running?", "");
   if (error.status === 401) askForKey();
   const control = form.controlOf(error.param);
   const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
   report(PLAIN[error.code] ?? (control ? "One of the settings cannot be used." : "The server did not take this request."), `${error.message}.${wait}`);
-  if (control) form.showProblem(control, error.message.replace(/^[\w.]+: /, ""));
+  if (control) form.showProblem(control, HINTS[error.code] ?? error.message.replace(/^[\w.]+: /, ""));
 }
 
 function report(words, details) {
