@@ -15,6 +15,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* ---- numbers: `real` is what sums are kept in, `elem` what weights, activations and the cache are stored in, ---------------
  *      `word` one lane of a dot product: G elements that are multiplied and added to one sum together.                        */
@@ -69,16 +70,32 @@ INLINE elem to_elem(real x) { /* round to nearest even; activations are finite *
   memcpy(&u, &x, 4);
   return (elem)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
+INLINE void store(elem *to, vreal x) { /* LANES of them */
+  typedef elem velem __attribute__((vector_size(VECTOR_BYTES / 2)));
+  vword u = (vword)x;
+  velem rounded = __builtin_convertvector((u + 0x7fff + ((u >> 16) & 1)) >> 16, velem);
+  memcpy(to, &rounded, sizeof rounded);
+}
 #else
 INLINE vreal dot(vreal sum, vword w, word x) { return sum + w * x; }
 INLINE elem to_elem(real x) { return x; }
+INLINE void store(elem *to, vreal x) { memcpy(to, &x, sizeof x); }
 #endif
+
+INLINE vreal load(const real *from) { vreal x; memcpy(&x, from, sizeof x); return x; } /* need not be aligned */
+typedef __typeof__((vreal){0} > (vreal){0}) vmask;
+INLINE vreal larger(vreal a, vreal b) { vmask m = a > b; return (vreal)(((vmask)a & m) | ((vmask)b & ~m)); }
 
 INLINE int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
+#define HUGE_PAGE ((size_t)2 << 20)
+
 static void *allocate(size_t bytes) {
-  size_t rounded = (bytes + 63) / 64 * 64;
-  void *memory = aligned_alloc(64, rounded ? rounded : 64);
+  size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : 64, rounded = (bytes / alignment + 1) * alignment;
+  void *memory = aligned_alloc(alignment, rounded);
+#ifdef MADV_HUGEPAGE
+  if (memory && alignment == HUGE_PAGE) madvise(memory, rounded, MADV_HUGEPAGE); /* the cache is read all over in every step */
+#endif
   if (memory) memset(memory, 0, rounded);
   return memory;
 }
@@ -194,7 +211,7 @@ typedef struct {
   real *tokens, *positions, *lnf_w, *lnf_b;
   Layer *layers;
   Linear head;
-  elem *k, *v; /* (L, rows, H): keys [D/G][T][G], values [T/G][D][G], padded */
+  elem *k, *v; /* (L, rows, H): keys [T/LANES][D/G][LANES][G], values [T/G][D][G], padded: both are read from front to back */
   size_t k_head, v_head;
   real *x, *wide, *logits; /* (items, C), (items, 3A), (items, V) */
   elem *narrow, *hidden;   /* (items, max(C, A)), (items, 4C), padded to whole words */
@@ -305,8 +322,11 @@ INLINE void finish(int kind, vreal sum, const real *bias, void *y) {
   vreal r = sum + *(const vreal *)bias;
   if (kind == STORE) *(vreal *)y = r;
   else if (kind == ADD) *(vreal *)y += r;
-  else
-    for (int i = 0; i < LANES; i++) ((elem *)y)[i] = to_elem(kind == GELU ? gelu(r[i]) : r[i] > 0 ? r[i] : 0);
+  else {
+    if (kind == GELU) for (int i = 0; i < LANES; i++) r[i] = gelu(r[i]);
+    else r = larger(r, (vreal){0});
+    store(y, r);
+  }
 }
 
 /* `rows` rows times `vectors` vectors of outputs, all sums in registers. Both are constants once inlined. */
@@ -366,16 +386,17 @@ static void layer_norm(const real *x, const real *w, const real *b, elem *y, int
   real mean = 0, variance = 0;
   vreal sum = {0};
   int i = 0, l;
-  for (; i + LANES <= n; i += LANES) { vreal t; memcpy(&t, x + i, sizeof t); sum += t; }
+  for (; i + LANES <= n; i += LANES) sum += load(x + i);
   for (l = 0; l < LANES; l++) mean += sum[l];
   for (; i < n; i++) mean += x[i];
   mean /= n;
   sum = (vreal){0};
-  for (i = 0; i + LANES <= n; i += LANES) { vreal t; memcpy(&t, x + i, sizeof t); t -= mean; sum += t * t; }
+  for (i = 0; i + LANES <= n; i += LANES) { vreal t = load(x + i) - mean; sum += t * t; }
   for (l = 0; l < LANES; l++) variance += sum[l];
   for (; i < n; i++) variance += (x[i] - mean) * (x[i] - mean);
   real scale = 1 / (real)sqrt((double)(variance / n) + 1e-5);
-  for (i = 0; i < n; i++) y[i] = to_elem((x[i] - mean) * scale * w[i] + b[i]);
+  for (i = 0; i + LANES <= n; i += LANES) store(y + i, (load(x + i) - mean) * scale * load(w + i) + load(b + i));
+  for (; i < n; i++) y[i] = to_elem((x[i] - mean) * scale * w[i] + b[i]);
 }
 
 #if DTYPE == 0
@@ -392,57 +413,79 @@ INLINE vreal exponential(vreal x) { /* x <= 0. 2^n · 2^f with |f| <= 1/2; degre
 }
 #endif
 
+/* The weighted sum of `words` positions' values, for up to 4 vectors of features. Four sums of each are in flight; which one takes a
+ * position depends on the position alone. */
+INLINE void weigh(int vectors, const Engine *e, const elem *values, const word *weights, int words, real share, elem *out, int features) {
+  vreal a[4][4];
+  for (int i = 0; i < 4; i++)
+    for (int v = 0; v < vectors; v++) a[i][v] = (vreal){0};
+  int t = 0;
+  for (; t + 4 <= words; t += 4)
+    for (int i = 0; i < 4; i++)
+      for (int v = 0; v < vectors; v++)
+        a[i][v] = dot(a[i][v], *(const vword *)(values + ((size_t)(t + i) * e->d_pad + v * LANES) * G), weights[t + i]);
+  for (int i = 0; t + i < words; i++)
+    for (int v = 0; v < vectors; v++)
+      a[i][v] = dot(a[i][v], *(const vword *)(values + ((size_t)(t + i) * e->d_pad + v * LANES) * G), weights[t + i]);
+  for (int v = 0; v < vectors; v++) {
+    vreal r = ((a[0][v] + a[1][v]) + (a[2][v] + a[3][v])) * share;
+    for (int i = 0; i < LANES && v * LANES + i < features; i++) out[v * LANES + i] = to_elem(r[i]);
+  }
+}
+
 /* One query of one head over positions 0 … p of its row. `q` (D), `out` (D). */
 static void attend(const Engine *e, const real *q, const elem *keys, const elem *values, int p, real *scores, elem *out) {
   int d_size = e->c.head_size, words = round_up(d_size, G) / G, blocks = p / LANES + 1;
   real scale = 1 / (real)sqrt((double)d_size);
-  elem query[1024 + G];
+  elem query[1024 + G], *weights = (elem *)scores;
   for (int d = 0; d < d_size; d++) query[d] = to_elem(q[d] * scale);
   if (d_size % G) query[d_size] = 0;
   const word *query_words = (const word *)query;
-  real top = -INFINITY;
+  real top = -INFINITY, sum = 0;
+  vreal tops = (vreal){0} - INFINITY, total = {0};
   for (int b = 0; b < blocks; b++) {
     vreal s = {0};
-    const elem *column = keys + (size_t)b * LANES * G;
-    for (int w = 0; w < words; w++) s = dot(s, *(const vword *)(column + (size_t)w * e->t_pad * G), query_words[w]);
+    const vword *block = (const vword *)keys + (size_t)b * words;
+    for (int w = 0; w < words; w++) s = dot(s, block[w], query_words[w]);
     int valid = p + 1 - b * LANES;
     for (int i = valid; i < LANES; i++) s[i] = -INFINITY;
     *(vreal *)(scores + b * LANES) = s;
-    for (int i = 0; i < LANES; i++) top = s[i] > top ? s[i] : top;
+    tops = larger(tops, s);
   }
-  vreal total = {0};
+  for (int i = 0; i < LANES; i++) top = tops[i] > top ? tops[i] : top;
   for (int b = 0; b < blocks; b++) {
     vreal s = exponential(*(vreal *)(scores + b * LANES) - top);
     int valid = p + 1 - b * LANES;
     for (int i = valid; i < LANES; i++) s[i] = 0;
-    *(vreal *)(scores + b * LANES) = s;
+    store(weights + b * LANES, s); /* in place: elems are no wider than reals, so nothing is written before it is read */
     total += s;
   }
-  real sum = 0;
   for (int i = 0; i < LANES; i++) sum += total[i];
-  elem *weights = (elem *)scores; /* in place: element i is read before element i is written */
   int count = round_up(p + 1, G);
-  for (int t = 0; t < count; t++) weights[t] = to_elem(t <= p ? scores[t] : 0);
   const word *weight_words = (const word *)weights;
-  for (int v = 0; v < e->d_pad / LANES; v++) {
-    vreal a[4] = {{0}, {0}, {0}, {0}}; /* four sums in flight; which one takes a position depends on the position alone */
+  real share = 1 / sum;
+  for (int v = 0, n; v < e->d_pad / LANES; v += n) {
+    n = e->d_pad / LANES - v < 4 ? e->d_pad / LANES - v : 4;
     const elem *column = values + (size_t)v * LANES * G;
-    for (int t = 0; t < count / G; t++) a[t & 3] = dot(a[t & 3], *(const vword *)(column + (size_t)t * e->d_pad * G), weight_words[t]);
-    vreal r = ((a[0] + a[1]) + (a[2] + a[3])) * (1 / sum);
-    for (int i = 0; i < LANES && v * LANES + i < d_size; i++) out[v * LANES + i] = to_elem(r[i]);
+    switch (n) {
+      case 1: weigh(1, e, column, weight_words, count / G, share, out + v * LANES, d_size - v * LANES); break;
+      case 2: weigh(2, e, column, weight_words, count / G, share, out + v * LANES, d_size - v * LANES); break;
+      case 3: weigh(3, e, column, weight_words, count / G, share, out + v * LANES, d_size - v * LANES); break;
+      case 4: weigh(4, e, column, weight_words, count / G, share, out + v * LANES, d_size - v * LANES); break;
+    }
   }
 }
 
 /* One head of items first … end − 1, which follow each other in one row: store their keys and values, then let each look. */
 static void attention(Engine *e, int layer, int head, int first, int end, const int32_t *rows, const int32_t *at, real *scores) {
-  int d_size = e->c.head_size;
+  int d_size = e->c.head_size, words = round_up(d_size, G) / G;
   size_t index = ((size_t)layer * e->c.rows + rows[first]) * e->c.n_head + head;
   elem *keys = e->k + index * e->k_head, *values = e->v + index * e->v_head;
   for (int m = first; m < end; m++) {
     const real *k = e->wide + (size_t)m * e->wide_stride + e->attn + head * d_size, *v = k + e->attn;
     int t = at[m];
     for (int d = 0; d < d_size; d++) {
-      keys[((size_t)(d / G) * e->t_pad + t) * G + d % G] = to_elem(k[d]);
+      keys[(((size_t)(t / LANES) * words + d / G) * LANES + t % LANES) * G + d % G] = to_elem(k[d]);
       values[((size_t)(t / G) * e->d_pad + d) * G + t % G] = to_elem(v[d]);
     }
   }
