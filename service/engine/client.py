@@ -226,7 +226,7 @@ class EngineClient:
         try:
             await candidate.settled.wait()
             if candidate.checkpoint is None:
-                raise CheckpointRefused(candidate.message.replace(str(path.resolve()), path.name))  # clients know no paths
+                raise CheckpointRefused(candidate.message.replace(candidate.start_message.checkpoint, path.name))  # clients know no paths
         except BaseException:
             await candidate.close()
             raise
