@@ -33,7 +33,11 @@ class Serving:
         flags = ["--port", str(self.port), "--threads", "1", "--max-new-tokens", "10000000", "--log-level", "error"]
         command = [sys.executable, "-m", "service", "--checkpoint", str(self.checkpoint), *flags]
         self.process = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=subprocess.DEVNULL)
-        wait_until(self.is_ready, 60)
+        try:
+            wait_until(self.is_ready, 60)
+        except BaseException:
+            self.kill()
+            raise
 
     def is_ready(self) -> bool:
         assert self.process.poll() is None, "the server has ended"
