@@ -100,7 +100,7 @@ class Scheduler:
     def burst_limit(self, batch: list[Sequence]) -> int:
         """Steps of this burst: one for a new sequence's first token, then doubling, as many as fit BURST_SECONDS."""
         youngest = min(s.bursts for s in batch)
-        return max(1, min(MAX_BURST, 1 << min(youngest, 6), int(BURST_SECONDS / self.seconds_per_step)))
+        return max(1, min(MAX_BURST, 1 << min(youngest, 6), int(BURST_SECONDS / max(self.seconds_per_step, 1e-6))))
 
     def update(self, plan: Plan, drawn: list[Drawn], seconds: float) -> list[Sequence]:
         """Enter what a burst drew, which took ``seconds``; the sequences that ended by it."""

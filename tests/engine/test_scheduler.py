@@ -91,7 +91,7 @@ def test_cancelling_while_queued_never_schedules() -> None:
 def test_decode_never_starves_behind_prefill() -> None:
     """A budget bounds what is encoded between two bursts, and those who are ready decode in every step."""
     core, runner = make(rows=8, block=4096)
-    submit(core, 0, new=500)
+    submit(core, 0, new=4000)
     core.step()
     for number in range(1, 8):
         submit(core, number, prompt=2000)
