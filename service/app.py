@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from service.engine.interface import Engine
 from service.observability import Metrics
 from service.routes import admin, generate, health, openai, pages
 from service.settings import Settings
+from service.tracing import make_tracing
 
 DESCRIPTION = "Text from a small Transformer, streamed. The same request and seed give the same bytes, always."
 
@@ -28,7 +30,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         from service.engine.client import EngineClient
 
         engine = EngineClient(settings.engine_options())
-    service = Service(settings, engine, Metrics(engine))
+    service = Service(settings, engine, Metrics(engine), make_tracing(settings))
     app = FastAPI(
         title="Folio",
         version=health.own_version(),
@@ -81,3 +83,5 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     finally:
         service.draining = True
         await service.engine.close()
+        if service.tracing is not None:
+            await asyncio.to_thread(service.tracing.close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
@@ -20,6 +21,9 @@ from service.engine.interface import (
 from service.observability import Metrics
 from service.settings import Settings
 
+if TYPE_CHECKING:
+    from service.tracing import Tracing
+
 MAX_AGE_S = 2.0
 """A worker that was not heard of for this long, or has not stepped for this long while work waits, is not ready."""
 
@@ -31,6 +35,7 @@ class Service:
     settings: Settings
     engine: Engine
     metrics: Metrics
+    tracing: Tracing | None = None
     draining: bool = False
 
     def checkpoint(self, checkpoint_id: str | None = None) -> ServedCheckpoint:

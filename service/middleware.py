@@ -65,23 +65,27 @@ class Observe:
         await error_response(refusal, record.request_id, openai=is_openai(scope["path"]))(scope, receive, answer.send)
 
     def finish(self, scope: Scope, record: Record, answer: Answer) -> None:
-        """Count and log."""
+        """Count, log and trace."""
         if record.code:
             self.service.metrics.refused.labels(record.code).inc()
         route = getattr(scope.get("route"), "path", "unmatched")
         level = logging.DEBUG if route in QUIET else logging.INFO
-        if logger.isEnabledFor(level):
-            fields = {
-                "request_id": record.request_id,
-                "method": scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "other",
-                "route": route,
-                "status": answer.status or CLIENT_GONE,
-                "ms": round((time.monotonic() - record.started) * 1e3, 3),
-                "bytes": answer.size,
-                "key": record.key,
-                "code": record.code,
-            }
-            logger.log(level, "request", extra={"fields": fields | record.fields})
+        tracing = None if route in QUIET else self.service.tracing
+        if tracing is None and not logger.isEnabledFor(level):
+            return
+        fields = {
+            "request_id": record.request_id,
+            "method": scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "other",
+            "route": route,
+            "status": answer.status or CLIENT_GONE,
+            "ms": round((time.monotonic() - record.started) * 1e3, 3),
+            "bytes": answer.size,
+            "key": record.key,
+            "code": record.code,
+        } | record.fields
+        logger.log(level, "request", extra={"fields": fields})
+        if tracing is not None:
+            tracing.request(scope, record, fields)
 
 
 class Answer:

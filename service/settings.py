@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -20,6 +21,11 @@ PRETRAINED = Path(model.__file__).parent / "pretrained"
 def cache_directory() -> Path:
     """``$XDG_CACHE_HOME/folio``, by default ``~/.cache/folio``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "folio"
+
+
+def has_opentelemetry() -> bool:
+    """Whether the extra for traces is installed; asked without importing it."""
+    return find_spec("opentelemetry") is not None and find_spec("opentelemetry.exporter.otlp.proto.http") is not None
 
 
 class Settings(BaseSettings):
@@ -71,6 +77,7 @@ class Settings(BaseSettings):
 
     tls_cert: Path | None = Field(None, description="certificate chain (PEM) to serve HTTPS with")
     tls_key: Path | None = Field(None, description="private key (PEM) of the certificate")
+    otel_endpoint: str | None = Field(None, description="base URL of an OpenTelemetry collector (OTLP over HTTP) to send traces to")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
     @model_validator(mode="before")
@@ -96,6 +103,8 @@ class Settings(BaseSettings):
             raise ValueError("tls_cert and tls_key go together")
         if self.require_signature and not self.trusted_keys:
             raise ValueError("require_signature needs FOLIO_TRUSTED_KEYS, the public keys to trust (folio-train sign prints one)")
+        if self.otel_endpoint and not has_opentelemetry():
+            raise ValueError("otel_endpoint needs OpenTelemetry: pip install 'folio[otel]'")
         self.admin_secret()
         return self
 
