@@ -423,7 +423,11 @@ INLINE void weigh(int vectors, const Engine *e, const elem *values, const word *
   for (; t + 4 <= words; t += 4)
     for (int i = 0; i < 4; i++)
       for (int v = 0; v < vectors; v++)
-        a[i][v] = dot(a[i][v], *(const vword *)(values + ((size_t)(t + i) * e->d_pad + v * LANES) * G), weights[t + i]);
+        {
+          const elem *place = values + ((size_t)(t + i) * e->d_pad + v * LANES) * G;
+          __builtin_prefetch(place + e->v_head);
+          a[i][v] = dot(a[i][v], *(const vword *)place, weights[t + i]);
+        }
   for (int i = 0; t + i < words; i++)
     for (int v = 0; v < vectors; v++)
       a[i][v] = dot(a[i][v], *(const vword *)(values + ((size_t)(t + i) * e->d_pad + v * LANES) * G), weights[t + i]);
@@ -446,7 +450,10 @@ static void attend(const Engine *e, const real *q, const elem *keys, const elem 
   for (int b = 0; b < blocks; b++) {
     vreal s = {0};
     const vword *block = (const vword *)keys + (size_t)b * words;
-    for (int w = 0; w < words; w++) s = dot(s, block[w], query_words[w]);
+    for (int w = 0; w < words; w++) {
+      __builtin_prefetch((const elem *)(block + w) + e->k_head); /* the next head's, which lies right behind: caches are too small for all */
+      s = dot(s, block[w], query_words[w]);
+    }
     int valid = p + 1 - b * LANES;
     for (int i = valid; i < LANES; i++) s[i] = -INFINITY;
     *(vreal *)(scores + b * LANES) = s;
