@@ -10,8 +10,8 @@ from tests.e2e.process import Server
 from tests.e2e.wire import Exchange, Read, fetch, probe, run, stream, text_of, together, until
 
 ENDINGS = ("folio_request_success_total", "folio_requests_cancelled_total", "folio_request_refused_total")
-FREED_S = 5.0
-"""The figure to reach is 0.1 s, which an idle machine keeps by far; what is meant here is that it happens at all."""
+FREED_S = 1.0
+"""The figure to reach is 0.1 s. Twenty at once took 10 to 17 ms, seen through /info; the rest is for a busy machine."""
 
 
 def endings(server: Server) -> float:

@@ -341,4 +341,4 @@ def test_an_event_loop_that_streams_still_answers_probes(serve: Serve) -> None:
         busy.stream("POST", "/generate", json={**BODY, "max_new_tokens": 4000}),
     ):
         times = sorted(server.http.get("/healthz").elapsed.total_seconds() for _ in range(20))
-    assert times[10] < 0.25, "the middle one: this machine may be busy too"
+    assert times[10] < 0.05, "the middle one: this machine may be busy too, where 0.02 is the figure to reach for nearly all"

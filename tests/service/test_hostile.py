@@ -145,7 +145,7 @@ def test_idle_connections_end(serve: Serve) -> None:
 def test_hundreds_of_idle_connections_bother_nobody(shared: Running) -> None:
     socks = [shared.connect() for _ in range(400)]
     try:
-        assert shared.http.get("/healthz").elapsed.total_seconds() < 1
+        assert min(shared.http.get("/healthz").elapsed.total_seconds() for _ in range(3)) < 0.1
         assert shared.post(**SHORT, stream=False).status_code == 200
     finally:
         for sock in socks:
