@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "model" / "pretrained")
-    parser.add_argument("--every", type=int, default=16)
+    parser.add_argument("--every", type=int, default=17, help="a prime, so that every place of every window is sampled")
     options = parser.parse_args()
     loaded, checkpoint = load_checkpoint(options.checkpoint), read_checkpoint(options.checkpoint)
     block = checkpoint.config.block_size
@@ -104,7 +104,7 @@ def main() -> None:
     for stride in (1, block // 8, block // 4, block // 2, 3 * block // 4, 7 * block // 8, block):
         loss = window_loss(loaded.model, val, stride, options.every)
         reference = loss if reference is None else reference
-        length = block + (64 if stride == 1 else 8 * block)
+        length = block + (8 if stride == 1 else 2 * block)
         cells = []
         for streams in (1, 64):
             seconds = streams * length / speed(core, streams, length, stride) - streams * block / inside[streams]
