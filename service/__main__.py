@@ -80,7 +80,7 @@ async def announce(server: Server, service: Service, started: float) -> None:
     status = service.engine.status
     print(
         f"Folio serves {current.num_parameters:,} parameters ({current.id[:19]}) on {current.device}, {current.dtype}, {current.kernels}, "
-        f"{status.max_batch} texts at once; ready in {time.monotonic() - started:.1f} s\n"
+        f"{status.max_batch} texts at once ({current.memory_bytes >> 20} MB of cache); ready in {time.monotonic() - started:.1f} s\n"
         f"{server.address}\n"
         f"curl -N {server.address}/generate -H 'content-type: application/json' -d '{json_example(service)}'",
         flush=True,

@@ -119,6 +119,8 @@ class ServedCheckpoint:
     dtype: str
     kernels: str
     max_batch: int
+    memory_bytes: int = 0
+    """Cache memory, all of it taken when the worker loaded."""
 
 
 @dataclass(frozen=True, slots=True)

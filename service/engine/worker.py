@@ -94,8 +94,8 @@ class Worker:
 
     def publish(self, core: EngineCore) -> None:
         """One step, one message."""
+        now = time.monotonic()  # rows are given at the beginning of a step
         result = core.step()
-        now = time.monotonic()
         scheduler = core.scheduler
         admitted = [(sequence, now - self.arrived.pop(sequence, now)) for sequence in result.admitted]
         self.send(Step(admitted, result.outputs, core.steps, len(scheduler.running), len(scheduler.waiting)))

@@ -87,6 +87,7 @@ def describe(checkpoint: ServedCheckpoint, service: Service) -> dict[str, Any]:
         "device": checkpoint.device,
         "dtype": checkpoint.dtype,
         "kernels": checkpoint.kernels,
+        "cache_bytes": checkpoint.memory_bytes,
         "max_batch": checkpoint.max_batch,
         "manifest": {name: value for name, value in checkpoint.manifest.items() if name != "files"},
     }
