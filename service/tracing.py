@@ -75,7 +75,7 @@ class Tracing:
         )
         for name, event in (("queue_ms", "left the queue"), ("ttft_ms", "first token")):
             if name in fields:
-                span.add_event(event, timestamp=start + int(fields[name] * 1e6))
+                span.add_event(event, timestamp=min(end, start + int(fields[name] * 1e6)))  # the engine's clock started later
         if fields["status"] >= 500 or (fields["status"] == 200 and fields["code"]):  # the second: an error event within a stream
             span.set_status(StatusCode.ERROR)
         span.end(end)
