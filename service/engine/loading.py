@@ -19,7 +19,7 @@ from service.engine.runner import Runner
 ENGINE_VERSION = 1
 """Counted up whenever a change to the engine can change a byte."""
 CPU_BATCH, CUDA_BATCH = 64, 256
-STRIDE_FRACTION = 0.5
+STRIDE_FRACTION = 0.875
 """Default stride as a part of the context; docs/engine.md has the measurement."""
 
 
