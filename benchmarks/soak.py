@@ -122,9 +122,10 @@ def parse_stream(data: bytes) -> tuple[str, str | None, dict[str, Any] | None]:
 class Soak:
     """The clients and those who make trouble."""
 
-    def __init__(self, port: int, pid: int, checkpoints: list[str], total: int, seed: int) -> None:
-        self.port, self.pid, self.checkpoints, self.total = port, pid, checkpoints, total
-        self.rng = random.Random(seed)
+    def __init__(self, port: int, pid: int, checkpoints: list[str], options: argparse.Namespace) -> None:
+        self.port, self.pid, self.checkpoints, self.total = port, pid, checkpoints, options.requests
+        self.pause, self.kill_share = options.pause, options.kills
+        self.rng = random.Random(options.seed)
         self.bodies = templates(self.rng)
         self.golden: dict[tuple[str, int], str] = {}
         self.tally = Tally()
@@ -206,8 +207,8 @@ class Soak:
         """Kill the worker now and then, promote now and then."""
         turn = 0
         while True:
-            await asyncio.sleep(self.rng.uniform(0.5, 3.0))
-            if self.rng.random() < 0.5:
+            await asyncio.sleep(self.rng.uniform(self.pause / 6, self.pause))
+            if self.rng.random() < self.kill_share:
                 for pid, name in processes(self.pid).items():
                     if name == "worker":
                         with contextlib.suppress(ProcessLookupError):
@@ -247,6 +248,8 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--pause", type=float, default=3.0, help="most seconds between two troubles; 0 promotes back to back")
+    parser.add_argument("--kills", type=float, default=0.5, help="share of the troubles that kill the worker; the rest promote")
     options = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="folio-soak-"))
     checkpoints = make_checkpoints(directory)
@@ -271,7 +274,7 @@ def main() -> int:
     try:
         wait_for(port, "/readyz")
         began = time.monotonic()
-        soak = Soak(port, server.pid, list(checkpoints), options.requests, options.seed)
+        soak = Soak(port, server.pid, list(checkpoints), options)
         memory = asyncio.run(soak.run(options.clients))
         seconds = time.monotonic() - began
         time.sleep(1)
