@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from model.tokenizer import CharTokenizer
-from service.engine.interface import CheckpointGone, EngineFailed, QueueTimeout, ServedCheckpoint, State
+from service.engine.interface import EngineFailed, QueueTimeout, ServedCheckpoint, State
 from service.engine.messages import Broken, Cancel, Heartbeat, Loading, Message, Ready, Start, Step, Submit, Unframer, frame, from_worker
 from service.engine.stream import EngineStream
 
@@ -67,9 +67,9 @@ class Supervisor:
 
     async def run(self) -> None:
         """Serve until closed or given up."""
-        while not self.closing:
+        while not self.is_over():
             await self.serve_once()
-            if self.state == "failed":
+            if self.is_over():
                 break
             self.deaths += 1
             if self.deaths >= MAX_DEATHS:
@@ -77,6 +77,10 @@ class Supervisor:
                 break
             self.restarts += 1
             await asyncio.sleep(min(MAX_BACKOFF, 0.05 * 2 ** (self.deaths - 1)) if self.deaths > 1 else 0)
+
+    def is_over(self) -> bool:
+        """Whether no further worker is wanted."""
+        return self.closing or self.state == "failed"
 
     async def serve_once(self) -> None:
         """One worker process, from its start to its end, however it ends."""
@@ -113,7 +117,7 @@ class Supervisor:
 
     async def watch(self, lost: asyncio.Event) -> None:
         """Return when the worker is gone, or has not been heard of for too long."""
-        while not lost.is_set():
+        while not lost.is_set() and not self.closing:  # closing may have begun before there was a socket to close
             asked = time.monotonic()
             try:
                 await asyncio.wait_for(lost.wait(), WATCH_SECONDS)
@@ -263,11 +267,6 @@ class Supervisor:
         """To the worker, if there is one."""
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write(frame(message))
-
-    def mark_gone(self) -> None:
-        """The checkpoint is being unloaded with streams on it."""
-        for stream in list(self.streams):
-            stream.fail(CheckpointGone("the checkpoint was unloaded"))
 
 
 def served_checkpoint(ready: Ready) -> ServedCheckpoint:

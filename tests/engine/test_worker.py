@@ -354,6 +354,24 @@ def test_loading_then_draining(options: EngineOptions) -> None:
     run(body())
 
 
+def test_closing_at_once_leaves_no_worker(options: EngineOptions) -> None:
+    """Closed before its first worker was connected, the engine once waited for it for ever."""
+
+    async def body() -> None:
+        for turns in range(4):
+            engine = EngineClient(options)
+            await engine.start()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            pid = worker_pid(engine)
+            await asyncio.wait_for(engine.close(), 5)
+            assert worker_pid(engine) is None
+            assert pid is None or gone(pid)
+            assert engine.status.restarts == 0
+
+    run(body())
+
+
 @pytest.mark.parametrize("damage", ["missing", "selftest", "truncated"])
 def test_a_checkpoint_that_cannot_be_served_fails_with_its_reason(options: EngineOptions, tmp_path: Path, damage: str) -> None:
     import json
