@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import logging
 import math
+import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Coroutine
@@ -29,6 +31,7 @@ from service.engine.interface import (
     ServedCheckpoint,
     State,
 )
+from service.engine.keep import forget_the_dead, keep, tidy
 from service.engine.messages import VERSION, Start
 from service.engine.stream import EngineStream
 from service.engine.supervisor import Supervisor
@@ -62,6 +65,7 @@ class EngineClient:
         """See `interface.Engine`."""
         self.worker = self.supervise(self.options.checkpoint)
         if self.options.watch is not None:
+            await asyncio.to_thread(forget_the_dead, self.kept.parent)
             self.keep(self.follow(self.options.watch))
 
     def supervise(self, checkpoint: Path) -> Supervisor:
@@ -100,6 +104,8 @@ class EngineClient:
         for task in list(self.tasks):
             task.cancel()
         await asyncio.gather(*(supervisor.close() for supervisor in self.supervisors))
+        if self.options.watch is not None:
+            await asyncio.to_thread(shutil.rmtree, self.kept, ignore_errors=True)
 
     def keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run something in the background until it is done or the engine closes."""
@@ -250,21 +256,29 @@ class EngineClient:
         tried = None
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            found = checkpoint_id(path)
+            source = Path(os.path.realpath(path))  # once, so that the id and the copy are of one directory
+            found = checkpoint_id(source)
             if found is None or found == tried or self.current is None or self.retiring is not None or self.promoting:
                 continue
             tried = found
             if found != self.current.id:
                 try:
-                    await self.move_to(resolved(path))
+                    await self.move_to(await asyncio.to_thread(keep, source, self.kept, found.removeprefix("sha256:")))
                     log.info("promoted %s from %s", found, path)
-                except EngineError as error:
+                    await asyncio.to_thread(tidy, self.kept, self.paths_in_use)
+                except (EngineError, OSError) as error:
                     log.warning("not promoted: %s: %s", found, error)
 
+    @property
+    def kept(self) -> Path:
+        """Where copies of followed checkpoints stay while this process lives."""
+        return self.options.cache.resolve() / "followed" / str(os.getpid())
 
-def resolved(path: Path) -> Path:
-    """The directory that a link such as ``best`` points at now."""
-    return path.resolve()
+    @property
+    def paths_in_use(self) -> set[Path]:
+        """Checkpoints that a worker may have to load again, and the one that `rollback` goes back to."""
+        paths = {Path(s.start_message.checkpoint) for s in self.supervisors}
+        return paths | ({self.previous} if self.previous is not None else set())
 
 
 def checkpoint_id(path: Path) -> str | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,23 +98,33 @@ def test_a_bad_checkpoint_is_refused_and_changes_nothing(options: EngineOptions,
 
 
 def test_a_training_run_is_followed(options: EngineOptions, catalogue: dict[str, Path], tmp_path: Path) -> None:
-    """``best`` is a link that is swapped by rename; a damaged one is passed over."""
+    """``best`` is a link that is swapped by rename; a damaged one is passed over, and one that the run deletes is still served."""
     best = tmp_path / "best"
+    followed = tmp_path / "cache" / "followed"
+    (followed / "999999999").mkdir(parents=True)  # left by a service that was killed
 
     def point(name: str) -> None:
         (tmp_path / "next").symlink_to(catalogue[name])
         (tmp_path / "next").replace(best)
 
     async def body() -> None:
-        async with running(replace(options, checkpoint=catalogue["a"], watch=best)) as engine:
+        async with running(replace(options, checkpoint=catalogue["a"], watch=best, cache=tmp_path / "cache")) as engine:
             point("b")
             b = read_manifest(catalogue["b"])[0]
             await until(lambda: engine.current is not None and engine.current.id == b)
             await until(lambda: engine.retiring is None)
+            golden, _ = await read(engine.submit(request(1, new=300)))
+            best.unlink()
+            shutil.rmtree(catalogue["b"])  # as a run does with what it no longer points at
+            os.kill(worker_pid(engine) or 0, signal.SIGKILL)
+            assert (await read(engine.submit(request(1, new=300))))[0] == golden
+            assert engine.status.restarts == 1
             point("damaged")
             await asyncio.sleep(2.5)  # it is tried, and refused
             assert engine.current is not None
             assert engine.current.id == b
             await read(engine.submit(request(new=10)))
+            assert {path.name for path in followed.iterdir()} == {str(os.getpid())}
+        assert not list(followed.iterdir())
 
     run(body())
