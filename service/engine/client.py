@@ -256,7 +256,7 @@ class EngineClient:
         tried = None
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            source = Path(os.path.realpath(path))  # once, so that the id and the copy are of one directory
+            source = await asyncio.to_thread(path.resolve)  # once, so that the id and the copy are of one directory
             found = checkpoint_id(source)
             if found is None or found == tried or self.current is None or self.retiring is not None or self.promoting:
                 continue
