@@ -65,7 +65,8 @@ def test_retry_after_follows_the_measured_throughput(start: Start) -> None:
     server = start("--max-queue", "1", "--max-batch", "1")
 
     async def hold(number: int) -> None:
-        async with Exchange(server, {"prompt": "a", "max_new_tokens": 1_000_000, "seed": number}) as exchange:
+        endless = {"prompt": "a", "max_new_tokens": 1_000_000, "context": "sliding", "seed": number}  # minutes, on any machine
+        async with Exchange(server, endless) as exchange:
             await exchange.finish()
 
     async def refused() -> int:
