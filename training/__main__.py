@@ -92,9 +92,19 @@ def resume(arguments: Sequence[str]) -> int:
 
 def finish(build: Callable[[], Trainer]) -> int:
     """Run to the end and say how to go on, whatever ended it."""
+    from training.distributed import leave
+
+    try:
+        return run_to_end(build)
+    finally:
+        leave()  # when nothing holds the model any more: it holds the connections, whose threads must end before the process
+
+
+def run_to_end(build: Callable[[], Trainer]) -> int:
+    """Train; the exit status. Raises TrainingError."""
     import torch
 
-    from training.distributed import leave, lost_peer
+    from training.distributed import lost_peer
     from training.interrupt import InterruptedRunError
 
     say: Callable[[str], None] = lambda line: print(line, flush=True) if os.environ.get("RANK", "0") == "0" else None  # noqa: E731
@@ -103,6 +113,7 @@ def finish(build: Callable[[], Trainer]) -> int:
         run, state, config = trainer.directory.path, trainer.state, trainer.config
         say(f"training {trainer.model.num_parameters:,} parameters on {trainer.device}, step {state.step} of {config.max_iters}, in {run}")
         trainer.run()
+        trainer.world.meet()  # the others have nothing to write, and would be gone while rank 0 still does
     except InterruptedRunError as interrupted:
         say(f"{interrupted}: saved at step {trainer.state.step}. Go on with: python -m training resume {run}")
         return 128 + interrupted.number
@@ -112,8 +123,6 @@ def finish(build: Callable[[], Trainer]) -> int:
         if not lost_peer(error):
             raise
         raise TrainingError(f"another process of this run is gone, so this one ends too: resume it ({first_line(error)})") from None
-    finally:
-        leave()
     best = trainer.state
     say(f"best validation loss {best.best_loss:.4f} at step {best.best_step}. Serve it: python -m service --checkpoint {run}/best")
     return 0

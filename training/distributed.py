@@ -6,6 +6,7 @@ alone writes and validates. Outside torchrun there is one process, and nothing h
 
 from __future__ import annotations
 
+import gc
 import os
 from dataclasses import dataclass
 
@@ -73,6 +74,11 @@ class World:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
 
+    def meet(self) -> None:
+        """Wait until every process has come here."""
+        if self.size > 1:
+            dist.barrier()
+
 
 def join(device: str) -> World:
     """The world that torchrun describes in the environment; one process without it."""
@@ -95,4 +101,5 @@ def lost_peer(error: RuntimeError) -> bool:
 def leave() -> None:
     """Close the connections between processes, if there are any."""
     if dist.is_initialized():
+        gc.collect()  # a model in a reference cycle would outlive this
         dist.destroy_process_group()
