@@ -85,6 +85,8 @@ async def announce(server: Server, service: Service, started: float) -> None:
         f"curl -N {server.address}/generate -H 'content-type: application/json' -d '{json_example(service)}'",
         flush=True,
     )
+    if current.note:
+        print(f"It runs on PyTorch: {current.note}", flush=True)
     if not service.settings.client_keys():
         print(f"No keys are set: anyone who can reach {service.settings.host} may use it.", flush=True)
 

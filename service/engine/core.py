@@ -10,8 +10,6 @@ from service.engine.runner import Runner
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence
 
-ENCODE_BUDGET = 256  # tokens encoded between two bursts
-
 
 @dataclass(slots=True)
 class StepResult:
@@ -26,7 +24,7 @@ class EngineCore:
 
     def __init__(self, runner: Runner, *, block_size: int, stride: int, start_token: int) -> None:
         self.runner = runner
-        self.scheduler = Scheduler(runner.rows, runner.chunk, ENCODE_BUDGET)
+        self.scheduler = Scheduler(runner.rows, runner.chunk)
         self.block_size, self.stride, self.start_token = block_size, stride, start_token
         self.steps = 0
 
@@ -58,10 +56,11 @@ class EngineCore:
         plan = self.scheduler.schedule()
         for s in plan.admitted:
             self.runner.set_row(s.row, s.params, s.prompt, s.tokens[s.num_prompt :])
-        self.runner.encode(plan.pieces)
         began = time.perf_counter()
+        self.runner.encode(plan.pieces)
+        encoded = time.perf_counter()
         drawn = self.runner.decode(plan.cursors) if plan.cursors else []
-        finished = self.scheduler.update(plan, drawn, time.perf_counter() - began)
+        finished = self.scheduler.update(plan, drawn, encoded - began, time.perf_counter() - encoded)
         self.steps += max((cursor.steps for cursor in plan.cursors), default=0)
         ended = {s.id for s in finished}
         outputs = [Output(s.id, d.tokens, s.id in ended, d.logprobs) for s, d in zip(plan.batch, drawn, strict=True)]

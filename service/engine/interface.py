@@ -121,6 +121,8 @@ class ServedCheckpoint:
     max_batch: int
     memory_bytes: int = 0
     """Cache memory, all of it taken when the worker loaded."""
+    note: str = ""
+    """Why it is slower than it could be, and what would help; empty if it is not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,8 @@ class Ready(Message, frozen=True):
     kernels: str
     max_batch: int
     memory_bytes: int
+    note: str
+    """Why it is slower than it could be, and what would help; empty if it is not."""
 
 
 class Broken(Message, frozen=True):

@@ -16,6 +16,8 @@ from service.engine.sequence import Sequence
 
 BURST_SECONDS = 0.010  # how long a border may be away: joins and cancellations wait for it
 MAX_BURST = 64
+ENCODE_SECONDS = 0.025  # how long those who decode wait for those who are encoded
+MAX_ENCODE = 256
 
 
 @dataclass(slots=True)
@@ -31,14 +33,15 @@ class Plan:
 class Scheduler:
     """Holds every sequence of the engine. ``add``, ``cancel``, ``schedule``, ``update``; the books are checked when idle."""
 
-    def __init__(self, rows: int, chunk: int, encode_budget: int) -> None:
-        self.num_rows, self.chunk, self.encode_budget = rows, chunk, encode_budget
+    def __init__(self, rows: int, chunk: int) -> None:
+        self.num_rows, self.chunk = rows, chunk
         self.free = list(range(rows))
         self.waiting: list[tuple[int, Sequence]] = []  # heap by order of arrival
         self.encoding: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}
         self.known: dict[int, Sequence] = {}
         self.seconds_per_step = 0.001
+        self.seconds_per_encoded = {False: 0.001, True: 0.001}  # a token's, by whether it is replayed; first a careful guess
 
     @property
     def has_work(self) -> bool:
@@ -86,11 +89,12 @@ class Scheduler:
         return plan
 
     def encode(self, plan: Plan) -> None:
-        """Pieces for those who wait to be encoded, the first in line as far as the budget goes."""
-        budget = self.encode_budget
-        while self.encoding and budget > 0:
+        """Pieces for those who wait to be encoded, the first in line as far as the budget goes, all of them replays or none."""
+        replay = bool(self.encoding) and self.encoding[0].must_replay
+        budget = max(1, min(MAX_ENCODE, int(ENCODE_SECONDS / self.seconds_per_encoded[replay])))
+        while budget > 0 and self.encoding and self.encoding[0].must_replay == replay:
             sequence = self.encoding[0]
-            piece = sequence.next_piece(self.chunk)
+            piece = sequence.next_piece(self.chunk, budget)
             plan.pieces.append(piece)
             sequence.encoded += len(piece.tokens)
             budget -= len(piece.tokens)
@@ -102,11 +106,15 @@ class Scheduler:
         youngest = min(s.bursts for s in batch)
         return max(1, min(MAX_BURST, 1 << min(youngest, 6), int(BURST_SECONDS / max(self.seconds_per_step, 1e-6))))
 
-    def update(self, plan: Plan, drawn: list[Drawn], seconds: float) -> list[Sequence]:
-        """Enter what a burst drew, which took ``seconds``; the sequences that ended by it."""
+    def update(self, plan: Plan, drawn: list[Drawn], encode_s: float, decode_s: float) -> list[Sequence]:
+        """Enter what a step drew, and the seconds of its two halves; the sequences that ended by it."""
+        if plan.pieces:
+            replay, seconds = plan.pieces[0].replay, encode_s / sum(len(piece.tokens) for piece in plan.pieces)
+            # Slower is believed at once and faster by halves: a step that takes too long looks like a hang.
+            self.seconds_per_encoded[replay] = max(seconds, self.seconds_per_encoded[replay] / 2, 1e-9)
         if plan.cursors:
             steps = max(cursor.steps for cursor in plan.cursors)
-            self.seconds_per_step += 0.2 * (seconds / steps - self.seconds_per_step)
+            self.seconds_per_step += 0.2 * (decode_s / steps - self.seconds_per_step)
         finished = []
         for sequence, result in zip(plan.batch, drawn, strict=True):
             sequence.append(result)

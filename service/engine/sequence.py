@@ -56,14 +56,23 @@ class Sequence:
         """Whether the next thing to do is a decode step."""
         return self.encoded == len(self.tokens) - self.start - 1
 
-    def next_piece(self, chunk: int) -> Piece:
-        """The next tokens to encode: to the next multiple of ``chunk``, but never over the border between those that were
-        encoded together (up to the window's anchor) and those that were decoded one by one and must be replayed."""
-        anchor = window_anchor(len(self.tokens), self.num_prompt, self.block_size, self.stride) - self.start - 1
-        last = len(self.tokens) - self.start - 1
-        replay = self.encoded >= anchor
-        end = min(last if replay else anchor, (self.encoded // chunk + 1) * chunk)
-        return Piece(self.row, self.encoded, self.tokens[self.start + self.encoded : self.start + end], replay)
+    @property
+    def anchor(self) -> int:
+        """How many tokens of the present window are encoded together; the others were decoded one by one and must be replayed so."""
+        return window_anchor(len(self.tokens), self.num_prompt, self.block_size, self.stride) - self.start - 1
+
+    @property
+    def must_replay(self) -> bool:
+        """Whether the next piece is a replay."""
+        return self.encoded >= self.anchor
+
+    def next_piece(self, chunk: int, limit: int) -> Piece:
+        """The next tokens to encode: to the next multiple of ``chunk`` and not beyond the anchor, or ``limit`` at most to replay."""
+        if self.must_replay:
+            end = min(len(self.tokens) - self.start - 1, self.encoded + limit, (self.encoded // chunk + 1) * chunk)
+        else:
+            end = min(self.anchor, (self.encoded // chunk + 1) * chunk)
+        return Piece(self.row, self.encoded, self.tokens[self.start + self.encoded : self.start + end], self.must_replay)
 
     def cursor(self, limit: int) -> Cursor:
         """Where to go on, for at most ``limit`` steps and only as long as the window stays."""

@@ -286,4 +286,5 @@ def served_checkpoint(ready: Ready) -> ServedCheckpoint:
         kernels=ready.kernels,
         max_batch=ready.max_batch,
         memory_bytes=ready.memory_bytes,
+        note=ready.note,
     )

@@ -102,7 +102,9 @@ def test_rebuilding_at_any_token_changes_nothing(make_core: MakeCore, kernels: s
 
 
 @pytest.mark.parametrize(("kernels", "dtype"), ARITHMETIC)
-def test_crashes_under_load_with_long_prompts(make_core: MakeCore, long_checkpoint: Checkpoint, kernels: str, dtype: str) -> None:
+def test_crashes_under_load_with_long_prompts(
+    make_core: MakeCore, long_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, kernels: str, dtype: str
+) -> None:
     """Prompts of several chunks are half encoded while neighbours decode, and everybody is rebuilt beside everybody else.
 
     A decode step must not touch the rows of a tile that only wait: once it wrote their first column.
@@ -116,7 +118,7 @@ def test_crashes_under_load_with_long_prompts(make_core: MakeCore, long_checkpoi
         requests.append((prompt, params))
     golden = alone(Driver(core), requests)
     core = make_core(kernels, dtype, stride=80, of=long_checkpoint)
-    core.scheduler.encode_budget = 64
+    monkeypatch.setattr("service.engine.scheduler.MAX_ENCODE", 64)
     driver = Driver(core)
     for number, request in enumerate(requests):
         driver.submit(number, request)
@@ -126,7 +128,6 @@ def test_crashes_under_load_with_long_prompts(make_core: MakeCore, long_checkpoi
         steps += 1
         if steps % 13 == 0:
             core = EngineCore(core.runner, block_size=LONG_BLOCK, stride=80, start_token=core.start_token)
-            core.scheduler.encode_budget = 64
             logprobs = driver.logprobs
             survivors = {n: tokens for n, tokens in driver.tokens.items() if n not in driver.finished}
             driver.core = core

@@ -7,10 +7,10 @@ from collections.abc import Sequence as Seq
 import pytest
 
 from model.params import SamplingParams
-from service.engine.core import ENCODE_BUDGET, EngineCore
+from service.engine.core import EngineCore
 from service.engine.messages import Submit
 from service.engine.runner import Cursor, Drawn, Piece
-from service.engine.scheduler import MAX_BURST, Scheduler
+from service.engine.scheduler import ENCODE_SECONDS, MAX_BURST, MAX_ENCODE, Plan, Scheduler
 
 
 class CountingRunner:
@@ -101,8 +101,37 @@ def test_decode_never_starves_behind_prefill() -> None:
         steps_until_all_ready += 1
         assert outputs[0].sequence == 0
         assert outputs[0].tokens
-    assert steps_until_all_ready >= 7 * 2000 // ENCODE_BUDGET
-    assert runner.most_encoded <= ENCODE_BUDGET + runner.chunk
+    assert steps_until_all_ready >= 7 * 2000 // MAX_ENCODE
+    assert runner.most_encoded <= MAX_ENCODE + runner.chunk
+
+
+@pytest.mark.parametrize("generated", [0, 40], ids=["prompts", "replays"])
+def test_a_slow_encoder_gets_less_at_a_time(generated: int) -> None:
+    """On PyTorch a replayed token costs a whole tile: with a budget in tokens a rebuild under load looked like a hang."""
+    core, _ = make(rows=8, block=64)
+    scheduler, steps = core.scheduler, list[float]()
+    for number in range(8):
+        prompt = 1 if generated else 64
+        core.submit(Submit(number, number, [1] * prompt, [0] * generated, SamplingParams(max_new_tokens=60)))
+    cost = 0.001 if not generated else 0.02  # seconds a token
+    while True:
+        plan = scheduler.schedule()
+        if not plan.pieces:
+            break
+        assert {piece.replay for piece in plan.pieces} == {bool(generated)}
+        steps.append(cost * sum(len(piece.tokens) for piece in plan.pieces))
+        scheduler.update(Plan(plan.pieces), [], steps[-1], 0.0)
+    assert max(steps[2:]) <= ENCODE_SECONDS + core.runner.chunk * cost * (not generated)
+    assert max(steps) < 1.0
+
+
+def test_a_fast_encoder_soon_gets_all_that_is_allowed() -> None:
+    core, runner = make(rows=8, block=4096)
+    for number in range(8):
+        submit(core, number, prompt=2000)
+    for _ in range(8):
+        core.step()
+    assert MAX_ENCODE <= runner.most_encoded < MAX_ENCODE + runner.chunk
 
 
 def test_bursts_start_short_and_grow() -> None:
@@ -117,7 +146,7 @@ def test_bursts_start_short_and_grow() -> None:
 
 
 def test_a_burst_keeps_the_border_near() -> None:
-    scheduler = Scheduler(4, 8, 100)
+    scheduler = Scheduler(4, 8)
     scheduler.seconds_per_step = 0.004
 
     class Old:

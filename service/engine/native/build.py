@@ -1,4 +1,4 @@
-"""From kernel.c to a loaded library, once for each machine, compiler and number format."""
+"""From kernel.c to a loaded library, once for each kind of processor and number format."""
 
 from __future__ import annotations
 
@@ -48,14 +48,15 @@ def cpu_features() -> str:
 
 
 def load(dtype: str, cache: Path) -> Library:
-    """The kernel for a number format, compiled if ``cache`` has it not. Raises NativeUnavailable."""
-    cc = compiler()
-    version = subprocess.run([cc, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()[:1]
-    ingredients = [SOURCE.read_text(), *FLAGS, cc, *version, cpu_features(), dtype]
-    key = hashlib.sha256("\0".join(ingredients).encode()).hexdigest()[:24]
+    """The kernel for a number format, compiled if ``cache`` has it not. Raises NativeUnavailable.
+
+    Once compiled it is used for as long as source and processor are the same, also when the compiler has gone or changed, so that
+    an upgrade of the system does not change a byte.
+    """
+    key = hashlib.sha256("\0".join([SOURCE.read_text(), *FLAGS, cpu_features()]).encode()).hexdigest()[:24]
     path = cache / f"kernel-{dtype}-{key}.so"
     if not path.exists():
-        build(cc, dtype, path)
+        build(compiler(), dtype, path)
     try:
         handle = ctypes.CDLL(str(path))
     except OSError as error:

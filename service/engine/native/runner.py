@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,7 +89,7 @@ class NativeRunner:
             config.qkv_bias,
             rows,
             self.max_items,
-            threads or default_threads(),
+            threads,
         )
         self.engine = ctypes.c_void_p(self.lib.folio_create(ctypes.byref(c_config), addresses))
         if self.engine.value is None:
@@ -196,11 +195,3 @@ class NativeRunner:
         """See `Runner`."""
         self.lib.folio_destroy(self.engine)
         self.engine = ctypes.c_void_p()
-
-
-def default_threads() -> int:
-    """All cores that this process may use but one, which the HTTP side needs, and at most 8: the model is too small to feed more.
-
-    Measured on two cores: over HTTP one thread is as fast as two, and its latencies are steadier.
-    """
-    return max(1, min(8, len(os.sched_getaffinity(0)) - 1))
