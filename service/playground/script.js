@@ -84,7 +84,7 @@ async function listCheckpoints() {
 
 /** Openings that this model can read. */
 function showSamples() {
-  const known = SAMPLES.filter((sample) => [...sample].every((character) => prompt.vocabulary.has(character)));
+  const known = SAMPLES.filter((sample) => prompt.knows(sample));
   const buttons = known.slice(0, SHOWN_SAMPLES).map((sample) => {
     const button = Object.assign(document.createElement("button"), { type: "button", className: "quiet", textContent: sample.trim() });
     button.addEventListener("click", () => setPrompt(sample));
