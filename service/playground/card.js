@@ -14,9 +14,12 @@ export function renderCard(element, model, version) {
   element.replaceChildren(...parts, provenance);
 }
 
+/** What the model writes one after another. */
+export const unitOf = (model) => ({ byte: "byte", bpe: "token" })[model?.tokenizer] ?? "character";
+
 function summary(model, manifest, config) {
   const { data, steps, train_loss: train, val_loss: held, val_loss_per_character: perCharacter = held } = manifest;
-  const unit = { char: "characters", byte: "bytes", bpe: "tokens" }[model.tokenizer];
+  const unit = unitOf(model) + "s";
   return [
     ["learned from", data?.name],
     ["its length", data?.characters && `${count(data.characters)} characters`],
