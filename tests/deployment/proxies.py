@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.certificates import make_certificate
 from tests.e2e.process import LIMIT_S, ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -122,8 +123,6 @@ class Nginx(Proxy):
     """nginx with deploy/nginx.conf."""
 
     def configure(self, upstream_port: int) -> Path:
-        from tests.certificates import make_certificate
-
         cert, key = make_certificate(self.directory)
         values = {
             "127.0.0.1:8000": f"127.0.0.1:{upstream_port}",
@@ -139,8 +138,10 @@ class Nginx(Proxy):
         self.command = [NGINX, "-p", str(self.directory), "-c", "main.conf", "-e", "stderr"]
         return cert
 
-    def reload(self) -> None:
-        """What ``nginx -s reload`` does."""
+    def move(self, old_port: int, new_port: int) -> None:
+        """Send new requests to another service, as by an editor and ``nginx -s reload``."""
+        site = self.directory / "folio.conf"
+        site.write_text(substitute(site.read_text(), {f"127.0.0.1:{old_port}": f"127.0.0.1:{new_port}"}))
         self.process.send_signal(signal.SIGHUP)
 
     def workers(self) -> set[int]:

@@ -18,13 +18,17 @@ import pytest
 
 from service import client as client_module
 from service.client import Folio
-from tests.deployment.proxies import Nginx, Proxy, connections_to
+from tests.deployment.conftest import need
+from tests.deployment.proxies import NGINX, Nginx, Proxy, connections_to
 from tests.e2e.checkpoints import Catalogue
 from tests.e2e.process import LIMIT_S, Server, serve
+
+pytestmark = pytest.mark.proxy
 
 ENDLESS = {"prompt": "a", "max_new_tokens": 1_000_000, "seed": 1}
 BODY = {"prompt": "abc", "max_new_tokens": 300, "seed": 5}
 MIB = 1 << 20
+SUCCESS = 'folio_request_success_total{finish_reason="length"}'
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -166,18 +170,33 @@ def check_away(proxy: Proxy) -> None:
         assert answer.status_code == 502
 
 
-def test_a_reload_cuts_nothing(server: Server, nginx: Nginx, http: httpx.Client) -> None:
-    """One connection, from before the reload to the end of the text; the next one is the new worker's."""
-    old = nginx.workers()
-    with open_stream(http, prompt="abc", max_new_tokens=20_000, seed=3) as answer:
-        parts = answer.iter_text()
-        text = next(parts)
-        nginx.reload()
-        wait_for(lambda: nginx.workers() - old, "there is no new worker")
-        text += "".join(parts)
-    events = data_of(text)
-    assert "".join(event["text"] for event in events[:-1]) == events[-1]["text"] == server.text(prompt="abc", max_new_tokens=20_000, seed=3)
-    wait_for(lambda: not nginx.workers() & old, "the old worker has not gone")
+def test_an_upgrade_behind_nginx_cuts_nothing(catalogue: Catalogue) -> None:
+    """As docs/deployment.md tells it: start the new service beside the old one, reload nginx, end the old one."""
+    need(NGINX, "nginx")
+    body = {"prompt": "abc", "max_new_tokens": 60_000, "seed": 3}
+    old, new = serve(catalogue, "--grace-s", "120"), serve(catalogue)
+    nginx = Nginx(old.port)
+    try:
+        workers = nginx.workers()
+        context = ssl.create_default_context(cafile=nginx.authority)
+        with httpx.Client(base_url=nginx.url, verify=context, timeout=LIMIT_S) as http, open_stream(http, **body) as answer:
+            parts = answer.iter_text()
+            text = next(parts)
+            nginx.move(old.port, new.port)
+            wait_for(lambda: nginx.workers() - workers, "there is no new worker")
+            assert httpx.post(f"{nginx.url}/generate", json=BODY, timeout=LIMIT_S, verify=context).status_code == 200
+            assert (old.metrics()[SUCCESS], new.metrics()[SUCCESS]) == (0, 1)
+            old.process.terminate()
+            text += "".join(parts)
+        events = data_of(text)
+        assert "".join(event["text"] for event in events[:-1]) == events[-1]["text"]
+        assert events[-1]["finish_reason"] == "length"
+        assert old.wait() == 0
+        wait_for(lambda: not nginx.workers() & workers, "the old worker has not gone")
+    finally:
+        nginx.close()
+        old.close()
+        new.close()
 
 
 @pytest.mark.parametrize(("size", "status"), [(MIB, 200), (MIB + 1, 413)])
