@@ -77,7 +77,8 @@ def test_it_serves(installed: Installed) -> None:
     with installed.popen("folio-serve", "--port", "0") as server:
         try:
             assert server.stdout is not None
-            url = next(line.strip() for line in server.stdout if line.startswith("http://"))
+            url = next((line.strip() for line in server.stdout if line.startswith("http://")), "")
+            assert url, "it ended before it was ready"
             with httpx.Client(base_url=url, timeout=LIMIT_S, trust_env=False) as http:
                 info = http.get("/info").json()
                 assert info["version"] == PROJECT["version"]
