@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -85,17 +86,27 @@ class Proxy:
         raise NotImplementedError
 
     def start(self) -> None:
-        """Returns once it listens."""
+        """Returns once a client that trusts its certificate can talk to it."""
         privileges = {"user": "nobody", "group": "nogroup", "extra_groups": ()} if os.geteuid() == 0 else {}
         with (self.directory / "log").open("a") as log:
             self.process = subprocess.Popen(
                 self.command, cwd=self.directory, env=self.environment, stdout=log, stderr=log, start_new_session=True, **privileges
             )
         deadline = time.monotonic() + LIMIT_S
-        while not (listens(self.port) and self.authority.exists()):
+        while not self.answers():
             assert self.process.poll() is None, self.logged()
             assert time.monotonic() < deadline, self.logged()
             time.sleep(0.01)
+
+    def answers(self) -> bool:
+        """Whether a handshake succeeds; Caddy listens before it has made its certificate."""
+        try:
+            context = ssl.create_default_context(cafile=self.authority)
+            with socket.create_connection(("127.0.0.1", self.port), timeout=LIMIT_S) as sock:
+                context.wrap_socket(sock, server_hostname="localhost").close()
+        except OSError:
+            return False
+        return True
 
     def logged(self) -> str:
         return (self.directory / "log").read_text()
@@ -109,14 +120,6 @@ class Proxy:
         if self.process.poll() is None:
             self.kill()
         shutil.rmtree(self.directory)
-
-
-def listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S).close()
-    except OSError:
-        return False
-    return True
 
 
 class Nginx(Proxy):
