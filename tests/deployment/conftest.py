@@ -27,8 +27,8 @@ def need(program: str | None, name: str) -> None:
 
 @pytest.fixture(scope="package")
 def service(catalogue: Catalogue) -> Iterator[Server]:
-    """One row, so that whatever comes second waits for as long as a test wants."""
-    server = serve(catalogue, "--max-batch", "1", "--keep-alive-s", str(KEEP_ALIVE_S), "--rate-limit", "1000", "--rate-burst", "1000")
+    """One row, so that whatever comes second waits for as long as a test wants; no reader is so slow that it loses its row."""
+    server = serve(catalogue, "--max-batch", "1", "--keep-alive-s", str(KEEP_ALIVE_S), "--stream-buffer-tokens", "1000000")
     yield server
     server.close()
 
