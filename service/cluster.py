@@ -103,6 +103,7 @@ def configure_ray(settings: Settings) -> None:
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": int(grace_s(settings)) + 2 * FORGET_S,  # it would cut streams 120 s after any change
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": int(settings.write_timeout_s),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": FORGET_S,
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": 0,  # between threads Ray keeps all that a slow reader has not taken
     }
     for name, value in variables.items():
         os.environ.setdefault(name, str(value))

@@ -23,6 +23,8 @@ pytest.importorskip("ray", reason="needs Ray: pip install 'folio[ray]'")
 
 LONG = [{"prompt": "abc", "max_new_tokens": 40_000, "seed": seed} for seed in range(16)]
 SHORT = [{"prompt": "ab", "max_new_tokens": 2_000, "seed": seed} for seed in range(16)]
+STALL_S = 4.0
+"""The engine needs a second for the text that nobody reads."""
 ENDLESS = {"prompt": "a", "max_new_tokens": 1_000_000, "seed": 1}
 
 
@@ -131,6 +133,23 @@ def test_too_many_are_refused_by_the_application(cluster: Cluster) -> None:
 
     opened, full = asyncio.Event(), asyncio.Event()
     assert asyncio.run(work()) == {(200, ""): 64, (429, "queue_full"): 36}
+
+
+def test_a_reader_that_takes_nothing_is_suspended_and_one_that_leaves_is_cancelled(cluster: Cluster) -> None:
+    """Between two threads Ray kept all of the 60 MB that nobody had taken; the application never learned that its reader was slow."""
+
+    async def work() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", cluster.port, limit=4096)
+        body = json.dumps({"prompt": "abc", "max_new_tokens": 47_000, "logprobs": True, "top_logprobs": 10, "seed": 1})
+        head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write((head + body).encode())
+        assert b"200" in await reader.readline()
+        await asyncio.sleep(STALL_S)
+        assert '"completion_tokens": 47000' not in cluster.logged()
+        writer.transport.abort()
+
+    asyncio.run(work())
+    cluster.wait_for(lambda: '"cancelled": "running", "completion_tokens"' in cluster.logged())
 
 
 def test_a_killed_replica_under_sixteen_streams(cluster: Cluster, long: list[str], cuts: list[Exception]) -> None:
