@@ -28,8 +28,6 @@ SILENCE_S = 30.0
 """The server sends at least a comment every 10 s; after three missed ones the connection is dead."""
 ATTEMPTS = 8
 """Tries in a row without a new event before a cut stream is given up."""
-PASSING = (429, 502, 503, 504)
-"""Statuses that a later try may not meet; 502 is a proxy's, whose server is away."""
 
 
 class FolioError(Exception):
@@ -87,8 +85,7 @@ class Stream:
         """Seconds to wait before the next try. Raises FolioError when there should be none."""
         self._lines = {}
         self.failures += 1
-        final = isinstance(error, FolioError) and error.status is not None and error.status not in PASSING
-        if final or self.failures >= ATTEMPTS:
+        if is_final(error) or self.failures >= ATTEMPTS:
             raise error if isinstance(error, FolioError) else FolioError("connection", str(error) or type(error).__name__) from error
         wait = error.retry_after_s if isinstance(error, FolioError) else None
         return wait if wait is not None else min(0.1 * 2 ** (self.failures - 1), 2.0)
@@ -99,6 +96,15 @@ class CutError(Exception):
 
 
 RETRIED = (httpx.TransportError, CutError, FolioError)
+FOREIGN = "http"
+"""The code of an answer that is not the service's."""
+
+
+def is_final(error: Exception) -> bool:
+    """Whether a refusal would be repeated. A proxy's own 5xx is no refusal: it says that the server behind it has gone."""
+    if not isinstance(error, FolioError) or error.status is None:
+        return False
+    return not (error.status in (429, 503, 504) or (error.code == FOREIGN and error.status >= 500))
 
 
 def refusal(response: httpx.Response) -> FolioError:
@@ -109,7 +115,7 @@ def refusal(response: httpx.Response) -> FolioError:
         error = response.json()["error"]
         return FolioError(error["code"], error["message"], status=response.status_code, retry_after_s=after)
     except (ValueError, KeyError, TypeError):
-        return FolioError("http", f"status {response.status_code}", status=response.status_code, retry_after_s=after)
+        return FolioError(FOREIGN, f"status {response.status_code}", status=response.status_code, retry_after_s=after)
 
 
 def options(url: str, api_key: str | None) -> dict[str, Any]:

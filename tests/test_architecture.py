@@ -57,6 +57,12 @@ def test_a_package_imports_only_what_lies_below_it(package: str, forbidden: tupl
     assert offences(package, forbidden) == []
 
 
+def test_only_the_cluster_knows_ray() -> None:
+    """It is an extra: the service runs without it, and nothing below relies on it."""
+    found = [offence for package in ("model", "training", "service") for offence in offences(package, ("ray", "service.cluster"))]
+    assert {offence.split()[0] for offence in found} == {"service/cluster.py"}
+
+
 def test_nothing_is_unpickled_anywhere() -> None:
     for package in ("model", "training", "service"):
         assert offences(package, ("pickle", "torch.load", "dill", "joblib", "shelve", "marshal")) == []
@@ -73,7 +79,17 @@ def test_the_engine_reads_no_environment() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["model", "model.checkpoint", "model.config", "model.params", "model.tokenizer", "model.window", "training.__main__", "service.app"],
+    [
+        "model",
+        "model.checkpoint",
+        "model.config",
+        "model.params",
+        "model.tokenizer",
+        "model.window",
+        "training.__main__",
+        "service.app",
+        "service.cluster",
+    ],
 )
 def test_what_must_start_without_torch_does(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

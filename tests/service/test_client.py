@@ -19,8 +19,11 @@ Serve = Callable[..., Running]
 PARAMS = {"max_new_tokens": 300, "seed": 7}
 
 
+BAD_GATEWAY = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 21\r\nConnection: close\r\n\r\nInternal Server Error"
+
+
 class CuttingProxy:
-    """Hands on to a server, and cuts each connection after so many bytes of answer."""
+    """Hands on to a server, and cuts each connection after so many bytes of answer; where that is none, it says so itself."""
 
     def __init__(self, server: Running, limits: Iterator[int]) -> None:
         self.server, self.limits, self.connections = server, limits, 0
@@ -41,6 +44,8 @@ class CuttingProxy:
                 left = next(self.limits)
                 if left < 0:
                     return
+                if left == 0:
+                    sock.sendall(BAD_GATEWAY)
                 try:
                     while left > 0 and (data := upstream.recv(min(left, 65536))):
                         sock.sendall(data)
@@ -87,6 +92,14 @@ def test_resumes_after_every_cut(shared: Running, cut: CuttingProxy) -> None:
         assert "".join(folio.stream("ROMEO:", **PARAMS)) == expected(shared)
         assert cut.connections > 5
         assert folio.generate("ROMEO:", **PARAMS, echo=True)["text"] == "ROMEO:" + expected(shared)
+
+
+def test_a_proxy_that_finds_no_server_is_asked_again(shared: Running, cut: CuttingProxy) -> None:
+    """Ray's proxy answers 500 in plain text for a replica that died before its answer began; it was taken for a refusal."""
+    cut.limits = itertools.chain([0, 0, 900, 0], itertools.repeat(10**9))
+    with Folio(cut.url) as folio:
+        assert "".join(folio.stream("ROMEO:", **PARAMS)) == expected(shared)
+    assert cut.connections == 5
 
 
 def test_async_resumes_too(shared: Running, cut: CuttingProxy) -> None:

@@ -1,0 +1,122 @@
+"""``python -m service.cluster`` as a user starts it: Ray, its proxy and two replicas, each known by a mark in its environment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.e2e.process import ROOT, environment
+
+LIMIT_S = 120.0
+"""For what takes ten seconds on a quiet machine."""
+REPLICA, WORKER = "ray::ServeReplica", "service.engine.worker"
+
+
+class Cluster:
+    """Two replicas of a checkpoint. ``close`` leaves no process behind, whatever has happened."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.mark = uuid.uuid4().hex
+        self.directory = Path(tempfile.mkdtemp(prefix="folio-"))  # short: Ray's and HAProxy's sockets lie below it
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        command = [sys.executable, "-m", "service.cluster", "--replicas", "2", "--port", str(self.port), "--threads", "1"]
+        flags = ["--checkpoint", str(checkpoint), "--max-batch", "16", "--max-queue", "16", "--max-new-tokens", "1000000"]
+        with self.log_path.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, *flags], cwd=ROOT, stdout=log, stderr=log, start_new_session=True, env=environment(**self.variables())
+            )
+
+    def variables(self) -> dict[str, str]:
+        """What keeps this cluster apart from others on the machine, and nothing of it in the home directory."""
+        haproxy = self.directory / "haproxy"
+        return {
+            "FOLIO_TEST_MARK": self.mark,
+            "RAY_AUTH_TOKEN": self.mark,
+            "RAY_TMPDIR": str(self.directory),
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        }
+
+    @property
+    def log_path(self) -> Path:
+        return self.directory / "log"
+
+    def logged(self) -> str:
+        return self.log_path.read_text()
+
+    def wait_for(self, condition: Callable[[], object]) -> float:
+        """The seconds until a condition held. Polls slowly, since asking walks over all processes."""
+        began = time.monotonic()
+        while not condition():
+            assert self.process.poll() is None, self.logged()
+            assert time.monotonic() - began < LIMIT_S, self.logged()
+            time.sleep(0.05)
+        return time.monotonic() - began
+
+    def deployed(self) -> int:
+        """How many times all replicas have been started or replaced."""
+        return self.logged().count("Folio serves")
+
+    # ---- its processes -----------------------------------------------------------------------------------------------------
+
+    def processes(self, kind: str = "") -> set[int]:
+        """Those that carry the mark and have ``kind`` in their command line."""
+        found = set()
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if self.mark.encode() in (path / "environ").read_bytes() and kind in (path / "cmdline").read_text().replace("\0", " "):
+                    found.add(int(path.name))
+        return found
+
+    def replicas(self) -> set[int]:
+        return self.processes(REPLICA)
+
+    def is_whole(self) -> bool:
+        """Whether both replicas run, with an engine each."""
+        return len(self.replicas()) == len(self.processes(WORKER)) == 2
+
+    def routed(self) -> int | None:
+        """How many replicas the proxy sends requests to; None while its configuration is being written."""
+        (path,) = self.directory.glob("haproxy/*/haproxy.cfg")
+        text = path.read_text()
+        return text.count("server SERVE_REPLICA_") if "listen stats" in text else None
+
+    def end(self) -> int:
+        """The exit status after SIGTERM."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(LIMIT_S)
+
+    def close(self) -> None:
+        """End what still runs."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        while left := self.processes():
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        shutil.rmtree(self.directory)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
