@@ -26,7 +26,8 @@ def export_checkpoint(source: Path, out: Path, dtype: str, text: Text) -> float:
         tensor.copy_(tensor.to(getattr(torch, dtype)))
     loss = full_loss(checkpoint.model, data.val)
     with writing(out):
-        write_checkpoint(out, files, {**manifest, "val_loss": round(loss, 6), "weights_dtype": dtype})
+        losses = {"val_loss": round(loss, 6), "val_loss_per_character": round(loss * data.tokens_per_character, 6)}
+        write_checkpoint(out, files, manifest | losses | {"weights_dtype": dtype})
     read_checkpoint(out)
     return loss
 
