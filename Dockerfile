@@ -6,27 +6,34 @@
 # torch's wheels bring CUDA, so NVIDIA's smallest base image is enough; any Debian or Ubuntu with Python 3.11 or newer will do instead.
 ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
 
-# The system that both images run on. gcc compiles the CPU's kernels at the first start, for the CPU that is there; what only link-time
-# optimisation and sanitizers need of it is left out, which is half of its size.
-FROM ${BASE_IMAGE} AS system
+# Python and a user who owns nothing but caches and runs.
+FROM ${BASE_IMAGE} AS python
 ENV DEBIAN_FRONTEND=noninteractive
-RUN printf 'path-exclude=%s\n' '/usr/lib/gcc/*/lto1' '/usr/bin/*-lto-dump-*' '*/lib[alt]san*' '*/libubsan*' '*/libhwasan*' \
-      '/usr/share/doc/*' '/usr/share/man/*' '/usr/share/locale/*' > /etc/dpkg/dpkg.cfg.d/small \
+RUN printf 'path-exclude=%s\n' '/usr/share/doc/*' '/usr/share/man/*' '/usr/share/locale/*' > /etc/dpkg/dpkg.cfg.d/small \
  && apt-get update \
- && apt-get install --yes --no-install-recommends gcc libc6-dev python3 tini \
+ && apt-get install --yes --no-install-recommends python3 tini \
  && apt-get clean && rm -rf /var/lib/apt/lists/* \
  && useradd --uid 10001 --user-group --no-create-home folio \
  && install --directory --owner folio --group folio /home/folio /folio /folio/runs
 
+# gcc compiles the CPU's kernels at the first start, for the CPU that is there. What only link-time optimisation and sanitizers need of it
+# is left out, which is half of its size.
+FROM python AS system
+RUN printf 'path-exclude=%s\n' '/usr/lib/gcc/*/lto1' '/usr/bin/*-lto-dump-*' '*/lib[alt]san*' '*/libubsan*' '*/libhwasan*' \
+      >> /etc/dpkg/dpkg.cfg.d/small \
+ && apt-get update \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev \
+ && apt-get clean && rm -rf /var/lib/apt/lists/*
+
 # What the packages need, as a list: the layer below is made again when the list changes, not whenever pyproject.toml does.
-FROM system AS requirements
+FROM python AS requirements
 WORKDIR /requirements
 COPY pyproject.toml .
 RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
     print(*p['dependencies'], *p['optional-dependencies']['otel'], sep='\n')" > requirements.txt
 
 # The virtual environment. pip stays outside it, and so out of the images; so do torch's C++ headers and its own tests.
-FROM system AS dependencies
+FROM python AS dependencies
 ARG PIP_EXTRA_INDEX_URL
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends python3-venv \

@@ -34,7 +34,7 @@ def size_mb(image: str) -> int:
 def images() -> None:
     """``folio-service`` and ``folio-training``, as they are now."""
     for target in ("service", "training"):
-        seconds = build(target)
+        seconds = build(target, f"folio-{target}")
         FIGURES.append(f"folio-{target} built in {seconds:.0f} s, {size_mb(f'folio-{target}')} MB")
 
 

@@ -35,12 +35,12 @@ def docker(*arguments: str, check: bool = True, **options: Any) -> subprocess.Co
     return done
 
 
-def build(target: str, context: Path = ROOT) -> float:
+def build(target: str, tag: str, context: Path = ROOT) -> float:
     """Seconds that it took to build an image."""
     secret = ["--secret", f"id=pipconf,src={os.environ['PIP_CONF']}"] if "PIP_CONF" in os.environ else []
     arguments = ["--build-arg", "BASE_IMAGE", "--build-arg", "PIP_EXTRA_INDEX_URL", "--network", "host", *secret]
     began = time.monotonic()
-    docker("build", "--quiet", *arguments, "--target", target, "--tag", f"folio-{target}", str(context))
+    docker("build", "--quiet", *arguments, "--target", target, "--tag", tag, str(context))
     return time.monotonic() - began
 
 
