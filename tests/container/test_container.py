@@ -33,9 +33,12 @@ def events(answer: httpx.Response) -> Iterator[tuple[str, dict[str, object]]]:
 
 
 def test_the_files_are_valid() -> None:
-    """With every profile, with and without the override for CPUs."""
-    for files in (["docker-compose.yml"], ["docker-compose.yml", "deploy/compose.cpu.yml"]):
-        docker("compose", *(part for file in files for part in ("--file", file)), "--profile", "*", "config", "--quiet")
+    """With every profile; one GPU is reserved, and none with the override for CPUs."""
+    for files, devices in (["docker-compose.yml"], 1), (["docker-compose.yml", "deploy/compose.cpu.yml"], 0):
+        arguments = [part for file in files for part in ("--file", file)]
+        services = json.loads(docker("compose", *arguments, "--profile", "*", "config", "--format", "json").stdout)["services"]
+        for name in ("folio", "train"):
+            assert len(services[name]["deploy"]["resources"]["reservations"].get("devices", [])) == devices, name
 
 
 def test_it_serves_the_shipped_checkpoint_with_nothing_set(deployed: Deployment) -> None:
