@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Skip these tests unless they are asked for by their marker: the first build takes minutes."""
     if "container" not in config.option.markexpr:
         for item in items:
-            if "container" in item.keywords:
+            if item.get_closest_marker("container"):
                 item.add_marker(pytest.mark.skip(reason="make test-container runs it"))
 
 
