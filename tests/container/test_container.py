@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
 import pytest
 
 from model.checkpoint import read_manifest
+from service.server import FLUSH_S
+from service.settings import Settings
 from tests.container.conftest import FIGURES, Deploy
 from tests.container.deployment import ROOT, Deployment, build, checkpoint_id, docker, wait_for
 from tests.e2e.checkpoints import make_checkpoint
@@ -39,6 +43,8 @@ def test_the_files_are_valid() -> None:
         services = json.loads(docker("compose", *arguments, "--profile", "*", "config", "--format", "json").stdout)["services"]
         for name in ("folio", "train"):
             assert len(services[name]["deploy"]["resources"]["reservations"].get("devices", [])) == devices, name
+        grace = float(services["folio"]["stop_grace_period"].removesuffix("s"))
+        assert grace > Settings.model_fields["grace_s"].default + FLUSH_S
 
 
 def test_it_serves_the_shipped_checkpoint_with_nothing_set(deployed: Deployment) -> None:
@@ -51,6 +57,8 @@ def test_it_serves_the_shipped_checkpoint_with_nothing_set(deployed: Deployment)
     assert len(str(end["text"])) == 500
     kernels = deployed.http.get("/info").json()["model"]["kernels"]
     assert kernels.startswith(("native-", "cuda")), "the image's compiler was of no use"
+    assert deployed.http.get("/info").json()["version"] == version("folio")
+    assert deployed.inspect('{{index .Config.Labels "org.opencontainers.image.version"}}') == version("folio")
     assert deployed.inside("folio-generate", "ROMEO:", "--max-new-tokens", "9", "--url", str(deployed.http.base_url)).strip()
 
 
@@ -125,7 +133,7 @@ def test_a_change_of_code_is_built_in_seconds(images: None, tmp_path: Path) -> N
         source = ROOT / name
         shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path / name)
     with (tmp_path / "service" / "__init__.py").open("a") as file:
-        file.write("# a change\n")
+        file.write(f"# a change that no build has seen: {time.time_ns()}\n")
     seconds = build("service", "folio-service-changed", tmp_path)
     docker("image", "rm", "folio-service-changed")
     FIGURES.append(f"built again after a change of code in {seconds:.1f} s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ def pod() -> dict[str, Any]:
 def test_every_manifest_is_applied() -> None:
     files = {path.name for path in DIRECTORY.glob("*.yaml")} - {"kustomization.yaml"}
     assert set(manifest("kustomization")["resources"]) == files
+    (image,) = manifest("kustomization")["images"]
+    assert image["newTag"] == version("folio")
 
 
 @pytest.mark.parametrize("name", ["deployment", "networkpolicy", "service", "namespace"])
