@@ -8,7 +8,7 @@ ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
 
 # Python and a user who owns nothing but caches and runs.
 FROM ${BASE_IMAGE} AS python
-ENV DEBIAN_FRONTEND=noninteractive
+ARG DEBIAN_FRONTEND=noninteractive
 RUN printf 'path-exclude=%s\n' '/usr/share/doc/*' '/usr/share/man/*' '/usr/share/locale/*' > /etc/dpkg/dpkg.cfg.d/small \
  && apt-get update \
  && apt-get install --yes --no-install-recommends python3 tini \
@@ -19,7 +19,7 @@ RUN printf 'path-exclude=%s\n' '/usr/share/doc/*' '/usr/share/man/*' '/usr/share
 # gcc compiles the CPU's kernels at the first start, for the CPU that is there. What only link-time optimisation and sanitizers need of it
 # is left out, which is half of its size.
 FROM python AS system
-RUN printf 'path-exclude=%s\n' '/usr/lib/gcc/*/lto1' '/usr/bin/*-lto-dump-*' '*/lib[alt]san*' '*/libubsan*' '*/libhwasan*' \
+RUN printf 'path-exclude=%s\n' '*/lto1' '/usr/bin/*-lto-dump-*' '*/lib[alt]san*' '*/libubsan*' '*/libhwasan*' \
       >> /etc/dpkg/dpkg.cfg.d/small \
  && apt-get update \
  && apt-get install --yes --no-install-recommends gcc libc6-dev \
@@ -58,6 +58,12 @@ RUN /opt/pip/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheel . \
  && /opt/pip/bin/pip --python /opt/venv install --no-deps --target /app /wheel/*.whl
 
 FROM system AS runtime
+COPY --from=dependencies /opt/venv /opt/venv
+COPY --from=code /app /app
+ENV PATH=/opt/venv/bin:/app/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 HOME=/home/folio
+WORKDIR /folio
+USER 10001:10001
+STOPSIGNAL SIGTERM
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Folio" \
@@ -65,12 +71,6 @@ LABEL org.opencontainers.image.title="Folio" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-COPY --from=dependencies /opt/venv /opt/venv
-COPY --from=code /app /app
-ENV PATH=/opt/venv/bin:/app/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 HOME=/home/folio
-WORKDIR /folio
-USER 10001:10001
-STOPSIGNAL SIGTERM
 
 FROM runtime AS training
 ENTRYPOINT ["tini", "--", "python", "-m", "training"]
