@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT   ?= 8000
 BIN    := .venv/bin
 
-.PHONY: help serve train test test-container check format bench bench-training soak clean
+.PHONY: help serve train test test-container check format bench bench-training soak dist sbom licenses clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
@@ -39,6 +39,16 @@ bench-training: .venv/serve ## measure a training step beside the original scrip
 soak: .venv/test ## 20,000 requests with cancellations, crashes and promotions: no differing byte, no 500
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
+dist: .venv/release ## wheel and sdist in an empty dist/; one commit always gives the same bytes
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build
+
+sbom: build/runtime/.made ## what an installation consists of, as CycloneDX JSON (make -s sbom > folio.cdx.json)
+	@$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml build/runtime
+
+licenses: build/runtime/.made ## the same as a table of licences
+	@$(BIN)/pip-licenses --python build/runtime/bin/python --with-system --with-urls
+
 clean: ## remove what the targets made (runs/ stays)
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -51,11 +61,23 @@ clean: ## remove what the targets made (runs/ stays)
 	@touch $@
 
 .venv/test: .venv/serve
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,release]"
 	@scripts/install-chromium
 	@scripts/install-prometheus
+	@scripts/install-proxies
 	@touch $@
 
 .venv/check: .venv/test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,check]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,release,check]"
+	@touch $@
+
+.venv/release: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[release]"
+	@touch $@
+
+# An environment of what an installation needs and nothing else, not even pip.
+build/runtime/.made: .venv/release
+	@rm -rf build/runtime
+	@$(BIN)/python -m venv --without-pip build/runtime
+	@$(BIN)/python -m pip --python build/runtime/bin/python install --quiet --disable-pip-version-check .
 	@touch $@

@@ -25,7 +25,7 @@ import safetensors
 from numpy.typing import NDArray
 
 from model.config import ConfigError, GPTConfig
-from model.tokenizer import CharTokenizer, TokenizerError
+from model.tokenizer import Tokenizer, TokenizerError, tokenizer_from_json
 
 FORMAT = 1
 MODEL, CONFIG, TOKENIZER, SELFTEST, MANIFEST = "model.safetensors", "config.json", "tokenizer.json", "selftest.json", "manifest.json"
@@ -47,7 +47,7 @@ class Checkpoint:
     id: str
     """``sha256:`` and 64 hex digits."""
     config: GPTConfig
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     manifest: dict[str, Any]
     selftest: dict[str, Any]
     tensors: dict[str, Array]
@@ -55,8 +55,7 @@ class Checkpoint:
     @property
     def start(self) -> int:
         """The token that an empty prompt starts from: the manifest's ``start``, a newline, or token 0."""
-        text = self.manifest.get("start", "\n")
-        return self.tokenizer.encode(text)[0] if text and not self.tokenizer.unknown(text) else 0
+        return self.tokenizer.first(self.manifest.get("start", "\n"))
 
 
 def read_file(path: Path, limit: int | None = None) -> bytes:
@@ -174,7 +173,7 @@ def read_checkpoint(path: str | Path, trusted: Sequence[str] | None = None) -> C
     except ConfigError as error:
         raise CheckpointError(f"{path / CONFIG}: {error}") from None
     try:
-        tokenizer = CharTokenizer.from_json(parse_json(path / TOKENIZER, contents[TOKENIZER]))
+        tokenizer = tokenizer_from_json(parse_json(path / TOKENIZER, contents[TOKENIZER]))
     except TokenizerError as error:
         raise CheckpointError(f"{path / TOKENIZER}: {error}") from None
     if tokenizer.vocab_size != config.vocab_size:

@@ -14,7 +14,7 @@ from model.checkpoint import CONFIG, MODEL, SELFTEST, TOKENIZER, CheckpointError
 from model.config import GPTConfig
 from model.generate import next_logits
 from model.gpt import GPT
-from model.tokenizer import CharTokenizer
+from model.tokenizer import Tokenizer
 
 SELFTEST_LENGTHS = (1, 17, 100, 256)
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15}
@@ -26,7 +26,7 @@ class LoadedCheckpoint:
     """A verified checkpoint with its model in evaluation mode: ``model(ids)`` maps (B, T) token ids to (B, T, V) logits."""
 
     model: GPT
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     config: GPTConfig
     manifest: dict[str, Any]
     id: str
@@ -51,9 +51,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu", dtype:
     )
 
 
-def checkpoint_files(
-    model: GPT, tokenizer: CharTokenizer, sample_ids: Sequence[int], dtype: torch.dtype = torch.float32
-) -> dict[str, bytes]:
+def checkpoint_files(model: GPT, tokenizer: Tokenizer, sample_ids: Sequence[int], dtype: torch.dtype = torch.float32) -> dict[str, bytes]:
     """The files of a checkpoint but its manifest, the weights rounded to ``dtype``.
 
     ``sample_ids``: text of the kind that the model was trained on, whose beginnings become the self-test.

@@ -28,6 +28,8 @@ SILENCE_S = 30.0
 """The server sends at least a comment every 10 s; after three missed ones the connection is dead."""
 ATTEMPTS = 8
 """Tries in a row without a new event before a cut stream is given up."""
+PASSING = (429, 502, 503, 504)
+"""Statuses that a later try may not meet; 502 is a proxy's, whose server is away."""
 
 
 class FolioError(Exception):
@@ -85,7 +87,7 @@ class Stream:
         """Seconds to wait before the next try. Raises FolioError when there should be none."""
         self._lines = {}
         self.failures += 1
-        final = isinstance(error, FolioError) and error.status is not None and error.status not in (429, 503, 504)
+        final = isinstance(error, FolioError) and error.status is not None and error.status not in PASSING
         if final or self.failures >= ATTEMPTS:
             raise error if isinstance(error, FolioError) else FolioError("connection", str(error) or type(error).__name__) from error
         wait = error.retry_after_s if isinstance(error, FolioError) else None

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from model.params import MAX_SEED
-from model.tokenizer import CharTokenizer
+from model.tokenizer import Tokenizer
 from service.context import Service
 from service.engine.interface import Chunk, Completion, ServedCheckpoint, TextStream, TokenLogprob
 from service.errors import ApiError, error_object
@@ -58,7 +58,7 @@ def split_prompts(prompt: str | list[int] | list[str | list[int]]) -> list[str |
     return several or [[each for each in prompt if isinstance(each, int)]]
 
 
-def encode_prompt(prompt: str | list[int], on_unknown: str, tokenizer: CharTokenizer) -> tuple[str, tuple[int, ...]]:
+def encode_prompt(prompt: str | list[int], on_unknown: str, tokenizer: Tokenizer) -> tuple[str, tuple[int, ...]]:
     """A prompt as text and as tokens. Raises ApiError."""
     if isinstance(prompt, str):
         return encode(prompt, on_unknown, tokenizer)
@@ -118,16 +118,16 @@ class Choices:
         """The event that tells the token counts."""
         return f"data: {json.dumps(self.envelope([], usage))}\n\n".encode("ascii")
 
-    def logprobs(self, logprobs: Sequence[TokenLogprob], offset: int) -> dict[str, list[Any]] | None:
-        """OpenAI's four lists; ``offset`` is where the first token stands in the choice's text."""
+    def logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, list[Any]] | None:
+        """OpenAI's four lists."""
         if self.body.logprobs is None:
             return None
-        characters = self.checkpoint.tokenizer.characters
+        texts = self.checkpoint.tokenizer.texts
         return {
-            "tokens": [characters[each.id] for each in logprobs],
+            "tokens": [texts[each.id] for each in logprobs],
             "token_logprobs": [each.logprob for each in logprobs],
-            "top_logprobs": [{characters[id]: value for id, value in each.top} for each in logprobs],
-            "text_offset": [offset + i for i in range(len(logprobs))],
+            "top_logprobs": [{texts[id]: value for id, value in each.top} for each in logprobs],
+            "text_offset": [each.offset for each in logprobs],
         }
 
 
@@ -177,9 +177,9 @@ class Completions:
 
     async def logprobs(self, completion: Completion) -> dict[str, list[Any]] | None:
         """A whole choice's, made in slices so that nobody waits for them."""
-        merged = self.choices.logprobs((), 0)
+        merged = self.choices.logprobs(())
         for first in range(0, len(completion.logprobs) if merged else 0, TOKENS_AT_ONCE):
-            part = self.choices.logprobs(completion.logprobs[first : first + TOKENS_AT_ONCE], first)
+            part = self.choices.logprobs(completion.logprobs[first : first + TOKENS_AT_ONCE])
             for name in merged or ():
                 merged[name] += part[name]  # type: ignore[index]
             await asyncio.sleep(0)
@@ -191,13 +191,9 @@ class Completions:
         async def run(index: int) -> Completion:
             if self.plans[index].echoed:
                 await emit(self.choices.chunk(choice(index, self.plans[index].echoed, None)))
-            sent = 0
 
             async def each(chunk: Chunk) -> None:
-                nonlocal sent
-                logprobs = self.choices.logprobs(chunk.logprobs, sent)
-                sent += len(chunk.logprobs)
-                await emit(self.choices.chunk(choice(index, chunk.text, logprobs)))
+                await emit(self.choices.chunk(choice(index, chunk.text, self.choices.logprobs(chunk.logprobs))))
 
             completion = await self.consume(self.streams[index], self.meters[index], each, self.record)
             await emit(self.choices.chunk(choice(index, "", None, completion)))

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass, replace
 
 from model.params import SamplingParams
-from model.tokenizer import CharTokenizer, UnknownCharacterError
+from model.tokenizer import Tokenizer, UnknownCharacterError
 from service.context import Service
 from service.engine.interface import CheckpointGone, GenerationRequest, ServedCheckpoint
 from service.errors import ApiError
@@ -131,18 +131,18 @@ def drawn_seed(seed: int | None) -> int:
     return secrets.randbits(53) if seed is None else seed
 
 
-def encode(prompt: str, on_unknown: str, tokenizer: CharTokenizer) -> tuple[str, tuple[int, ...]]:
+def encode(prompt: str, on_unknown: str, tokenizer: Tokenizer) -> tuple[str, tuple[int, ...]]:
     """The prompt that the model sees, as text and as tokens. Raises ApiError naming characters and offsets."""
     try:
         return prompt, tuple(tokenizer.encode(prompt))
     except UnknownCharacterError as error:
         if on_unknown == "error":
             raise ApiError("unknown_characters", f"prompt: {error}", param="prompt") from None
-        known = "".join(c for c in prompt if c in tokenizer.ids)
+        known = "".join(c for c in prompt if c not in error.characters)
         return known, tuple(tokenizer.encode(known))
 
 
-def bias_by_text(bias: dict[str, float], tokenizer: CharTokenizer) -> tuple[tuple[int, float], ...]:
+def bias_by_text(bias: dict[str, float], tokenizer: Tokenizer) -> tuple[tuple[int, float], ...]:
     """Token text → addend as sorted pairs of token id and addend; those of 0 change nothing."""
     for text in bias:
         if text not in tokenizer.ids:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quote
 
-from model.tokenizer import CharTokenizer
+from model.tokenizer import Tokenizer
 from service.engine.interface import Chunk, Completion, TokenLogprob
 from service.plan import Plan
 from service.resume import event_id_prefix
@@ -22,15 +22,15 @@ LEAST = -9999.0
 """Stands for minus infinity, which JSON does not have."""
 
 
-@lru_cache(maxsize=8)
-def heads(characters: tuple[str, ...]) -> list[str]:
+@lru_cache(maxsize=4)
+def heads(tokenizer: Tokenizer) -> list[str]:
     """For each token the beginning of its log-probability's object, up to the number."""
-    return [f'{{"id": {id}, "token": {quote(character)}, "logprob": ' for id, character in enumerate(characters)]
+    return [f'{{"id": {id}, "token": {quote(text)}, "logprob": ' for id, text in enumerate(tokenizer.texts)]
 
 
-def logprobs_json(logprobs: Sequence[TokenLogprob], tokenizer: CharTokenizer) -> str:
+def logprobs_json(logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> str:
     """A list's inside: each token's log-probability and those of the most probable ones."""
-    head = heads(tokenizer.characters)
+    head = heads(tokenizer)
     return ", ".join(
         [
             f"{head[each.id]}{max(each.logprob, LEAST)!r}, "
@@ -40,7 +40,7 @@ def logprobs_json(logprobs: Sequence[TokenLogprob], tokenizer: CharTokenizer) ->
     )
 
 
-async def all_logprobs_json(logprobs: Sequence[TokenLogprob], tokenizer: CharTokenizer) -> str:
+async def all_logprobs_json(logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> str:
     """The same for a whole text, which can be megabytes: written in slices, so that nobody waits for it."""
     slices = []
     for first in range(0, len(logprobs), TOKENS_AT_ONCE):

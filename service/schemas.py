@@ -58,7 +58,7 @@ class GenerateBody(SamplingBody):
     """The body of POST /generate."""
 
     prompt: Prompt = Field(description='"" starts from a newline')
-    max_new_tokens: int = Field(256, ge=1, description="characters to generate, up to the server's limit (see /info)")
+    max_new_tokens: int = Field(256, ge=1, description="tokens to generate, up to the server's limit (see /info)")
     max_tokens: int | None = Field(None, ge=1, description="another name for max_new_tokens")
     logit_bias: dict[str, Bias] = Field({}, description="token text to a number added to its logit")
     logprobs: bool = Field(False, description="send each token's log-probability under the model's own distribution")

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 from model.config import GPTConfig
 from model.params import MAX_SEED
 
-AT_LEAST_ONE = ("batch_size", "max_iters", "eval_interval", "save_interval", "log_interval")
+AT_LEAST_ONE = ("vocab_size", "batch_size", "max_iters", "eval_interval", "save_interval", "log_interval")
 NOT_NEGATIVE = ("learning_rate", "muon_lr", "min_lr", "weight_decay", "grad_clip", "warmup_iters", "patience", "sample_chars", "seed")
 FRACTIONS = ("dropout", "ema", "beta1", "beta2")
 
@@ -33,6 +33,10 @@ class TrainConfig:
     """Context length in tokens."""
     dropout: float = 0.2
     """Dropout of embeddings, attention weights and residual branches."""
+    tokenizer: Literal["char", "byte", "bpe"] = "char"
+    """A token is a character, a byte of UTF-8, or a piece of byte-pair encoding trained on the text."""
+    vocab_size: int = 1024
+    """Tokens of bpe, at least 256; char and byte have as many as they have."""
     batch_size: int = 64
     """Sequences per step, over all processes together."""
     max_iters: int = 5000

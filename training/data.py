@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from model.sampling import uniform_tensor
-from model.tokenizer import CharTokenizer
-from training.config import TrainingError
+from model.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, TokenizerError
+from training.config import TrainConfig, TrainingError
 from training.run_directory import RunDocument
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -89,16 +89,20 @@ def download() -> Path:
     return path
 
 
-def check_length(text: Text, block_size: int) -> None:
-    """Refuse a text that is too short for one training window and one target of validation. Raises TrainingError."""
+def build_tokenizer(config: TrainConfig, text: Text) -> Tokenizer:
+    """The tokens of a run. BPE learns its pairs from the training part alone. Raises TrainingError."""
     if not text.text:
         raise TrainingError(f"{text.path or text.name} is empty")
-    cut = split_point(len(text.text))
-    if cut <= block_size or len(text.text) - cut < 2:
-        raise TrainingError(
-            f"{text.path or text.name} has {len(text.text)} characters: too few for a context of {block_size}; "
-            f"give a longer text or a smaller --block-size"
-        )
+    if config.tokenizer == "byte":
+        return ByteTokenizer()
+    if config.tokenizer == "char":
+        return CharTokenizer.from_text(text.text)
+    from model.bpe import BPETokenizer
+
+    try:
+        return BPETokenizer.from_text(text.text[: split_point(len(text.text))], config.vocab_size)
+    except TokenizerError as error:
+        raise TrainingError(f"--vocab-size: {error}") from None
 
 
 def split_point(num_tokens: int) -> int:
@@ -109,10 +113,17 @@ def split_point(num_tokens: int) -> int:
 class Dataset:
     """Token ids of one text, the first 90 % for training and the rest for validation, on the device that trains."""
 
-    def __init__(self, text: str, tokenizer: CharTokenizer, block_size: int, device: torch.device) -> None:
-        ids = torch.tensor(tokenizer.encode(text), dtype=torch.uint8 if tokenizer.vocab_size <= 256 else torch.int32)
+    def __init__(self, text: Text, tokenizer: Tokenizer, block_size: int, device: torch.device) -> None:
+        """Raises TrainingError for a text too short for one training window and one target, UnknownCharacterError."""
+        ids = torch.tensor(tokenizer.encode(text.text), dtype=torch.uint8 if tokenizer.vocab_size <= 256 else torch.int32)
         cut = split_point(len(ids))
+        if cut <= block_size or len(ids) - cut < 2:
+            raise TrainingError(
+                f"{text.path or text.name} has {len(ids)} tokens: too few for a context of {block_size}; "
+                f"give a longer text or a smaller --block-size"
+            )
         self.train, self.val = ids[:cut].to(device), ids[cut:].to(device)
+        self.tokens_per_character = (len(self.val) - 1) / max(1, len(tokenizer.decode(self.val[1:].tolist())))
         self.block_size = block_size
         self.columns = torch.arange(block_size + 1, device=device)
 

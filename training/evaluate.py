@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from model.gpt import GPT
 from model.loading import LoadedCheckpoint
-from training.data import Dataset, Text, check_length
+from training.data import Dataset, Text
 
 EVAL_TOKENS = 16_384
 
@@ -42,10 +42,11 @@ def full_loss(model: GPT, ids: Tensor) -> float:
 def evaluate_text(checkpoint: LoadedCheckpoint, text: Text) -> dict[str, Any]:
     """A checkpoint's loss on the validation part of a text, beside what its manifest says. Raises TrainingError, UnknownCharacterError."""
     config, device = checkpoint.config, checkpoint.model.lm_head.weight.device
-    check_length(text, config.block_size)
-    data = Dataset(text.text, checkpoint.tokenizer, config.block_size, device)
+    data = Dataset(text, checkpoint.tokenizer, config.block_size, device)
+    loss = full_loss(checkpoint.model, data.val)
     return {
-        "val_loss": round(full_loss(checkpoint.model, data.val), 6),
+        "val_loss": round(loss, 6),
+        "val_loss_per_character": round(loss * data.tokens_per_character, 6),
         "manifest_val_loss": checkpoint.manifest.get("val_loss"),
         "tokens": len(data.val) - 1,
         "block_size": config.block_size,

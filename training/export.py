@@ -19,7 +19,7 @@ def export_checkpoint(source: Path, out: Path, dtype: str, text: Text) -> float:
     checkpoint = load_checkpoint(source)
     if text.sha256 != checkpoint.manifest["data"]["sha256"]:
         raise TrainingError(f"{text.name} is not the text that {source} was trained on: its loss would not compare; pass it with --data")
-    data = Dataset(text.text, checkpoint.tokenizer, checkpoint.config.block_size, torch.device("cpu"))
+    data = Dataset(text, checkpoint.tokenizer, checkpoint.config.block_size, torch.device("cpu"))
     files = checkpoint_files(checkpoint.model, checkpoint.tokenizer, data.val[:256].tolist(), getattr(torch, dtype))
     manifest = {k: v for k, v in checkpoint.manifest.items() if k not in ("format", "files")}
     for tensor in checkpoint.model.state_dict().values():

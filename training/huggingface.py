@@ -14,11 +14,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from model.checkpoint import CheckpointError, dump_json, parse_json, read_checkpoint, read_file, write_checkpoint
+from model.bpe import BYTES, BPETokenizer
+from model.checkpoint import MAX_JSON_BYTES, CheckpointError, dump_json, parse_json, read_checkpoint, read_file, write_checkpoint
 from model.config import Activation, GPTConfig
 from model.gpt import GPT
 from model.loading import checkpoint_files, load_checkpoint
-from model.tokenizer import CharTokenizer
+from model.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, TokenizerError
 from training.config import TrainingError
 from training.run_directory import writing
 
@@ -32,6 +33,8 @@ BLOCK = {
     "mlp.down": "mlp.c_proj",
 }
 """Our modules of a block, and GPT-2's."""
+STARTS = ("<|endoftext|>", "\n")
+"""What an empty prompt starts from: between texts, as GPT-2 has learned them, or at the beginning of a line."""
 EXPECTED = {
     "model_type": "gpt2",
     "layer_norm_epsilon": 1e-5,
@@ -66,6 +69,7 @@ def import_hf(source: Path, out: Path) -> GPTConfig:
     try:
         config = config_from_gpt2(source / "config.json")
         tokenizer = tokenizer_from_hf(source / "tokenizer.json")
+        start = next((text for text in STARTS if text in tokenizer.ids), "")
         data = read_file(source / "model.safetensors")
         model = GPT(config)
         model.load_state_dict(from_gpt2(config, safetensors.torch.load(data)))
@@ -77,7 +81,7 @@ def import_hf(source: Path, out: Path) -> GPTConfig:
         raise CheckpointError(f"{source / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, config.json says {config.vocab_size}")
     ids = [i % config.vocab_size for i in range(256)]
     with writing(out):
-        write_checkpoint(out, checkpoint_files(model.eval(), tokenizer, ids), {"start": "\n", "val_loss": None, "imported": source.name})
+        write_checkpoint(out, checkpoint_files(model.eval(), tokenizer, ids), {"start": start, "val_loss": None, "imported": source.name})
     read_checkpoint(out)
     return config
 
@@ -168,26 +172,46 @@ def config_from_gpt2(path: Path) -> GPTConfig:
     )
 
 
-def hf_tokenizer(tokenizer: CharTokenizer) -> dict[str, Any]:
-    """``tokenizer.json`` of the `tokenizers` library: one token per character, an unknown one is an error there too."""
-    return {
-        "version": "1.0",
-        "added_tokens": [],
-        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False},
-        "decoder": {"type": "Fuse"},
-        "model": {"type": "WordLevel", "vocab": tokenizer.ids, "unk_token": "<unk>"},
-    }
+def hf_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """``tokenizer.json`` of the `tokenizers` library. Bytes are a BPE that merges nothing."""
+    if isinstance(tokenizer, CharTokenizer):  # one token per character; an unknown one is an error there too
+        return {
+            "version": "1.0",
+            "added_tokens": [],
+            "pre_tokenizer": {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False},
+            "decoder": {"type": "Fuse"},
+            "model": {"type": "WordLevel", "vocab": dict(tokenizer.ids), "unk_token": "<unk>"},
+        }
+    if isinstance(tokenizer, ByteTokenizer):
+        return {
+            "version": "1.0",
+            "added_tokens": [],
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+            "model": {"type": "BPE", "vocab": BYTES, "merges": []},
+        }
+    library: dict[str, Any] = tokenizer.to_json()["tokenizer"]
+    return library
 
 
-def tokenizer_from_hf(path: Path) -> CharTokenizer:
-    """A vocabulary of single characters. Raises TrainingError for any other."""
-    data = parse_json(path, read_file(path, 64 << 20))
-    vocabulary = data.get("model", {}).get("vocab")
-    if not isinstance(vocabulary, dict) or any(len(token) != 1 for token in vocabulary):
-        raise TrainingError(f"{path}: only vocabularies of single characters can be imported so far")
+def tokenizer_from_hf(path: Path) -> Tokenizer:
+    """Single characters or byte-level BPE. Raises CheckpointError for any other."""
+    data = parse_json(path, read_file(path, MAX_JSON_BYTES))
+    try:
+        if data.get("model", {}).get("type") == "WordLevel":
+            return characters_from_hf(data["model"].get("vocab"))
+        return BPETokenizer.from_json({"tokenizer": data})
+    except TokenizerError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def characters_from_hf(vocabulary: object) -> CharTokenizer:
+    """A word-level vocabulary whose words are single characters. Raises TokenizerError."""
+    if not isinstance(vocabulary, dict):
+        raise TokenizerError("it has no vocabulary")
     by_id = sorted(vocabulary, key=lambda token: vocabulary[token])
     if [vocabulary[token] for token in by_id] != list(range(len(by_id))):
-        raise CheckpointError(f"{path}: the ids of its tokens are not 0, 1, 2, …")
+        raise TokenizerError("the ids of its tokens are not 0, 1, 2, …")
     return CharTokenizer(by_id)
 
 

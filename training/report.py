@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from model.gpt import GPT
-from model.tokenizer import CharTokenizer
+from model.tokenizer import Tokenizer
 from training.config import TrainConfig, TrainingError
 from training.data import Text
 from training.model_card import model_card
@@ -23,8 +23,18 @@ if TYPE_CHECKING:
 class Reporter:
     """Writes down each validation of a run."""
 
-    def __init__(self, directory: RunDirectory, config: TrainConfig, text: Text, tokenizer: CharTokenizer, *, tensorboard: bool) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        config: TrainConfig,
+        text: Text,
+        tokenizer: Tokenizer,
+        tokens_per_character: float,
+        *,
+        tensorboard: bool,
+    ) -> None:
         self.directory, self.config, self.text, self.tokenizer = directory, config, text, tokenizer
+        self.tokens_per_character = tokens_per_character
         self.events = EventFiles(directory) if tensorboard else None
 
     def report(self, model: GPT, curve: Sequence[Point], say: Callable[[str], None]) -> None:
@@ -40,7 +50,8 @@ class Reporter:
         self.directory.write(f"samples/step-{point.step:06d}.txt", sample.encode())
         title = f"{self.text.name}, {model.num_parameters:,} parameters"
         self.directory.write("loss.png", loss_picture({"": curve}, title))
-        self.directory.write("README.md", model_card(model.config, self.config, self.text, curve, sample).encode())
+        card = model_card(model.config, self.config, self.text, self.tokens_per_character, curve, sample)
+        self.directory.write("README.md", card.encode())
         if self.events:
             self.events.write(point, self.config.learning_rate, sample)
 

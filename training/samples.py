@@ -9,7 +9,7 @@ from model.gpt import GPT
 from model.kv_cache import CacheView, DecodeView, KVCache, PrefillView
 from model.params import SamplingParams
 from model.sampling import SamplerState, sample
-from model.tokenizer import CharTokenizer
+from model.tokenizer import Tokenizer
 from model.window import window_start
 
 
@@ -50,7 +50,7 @@ def decode_view(cache: KVCache, position: int) -> CacheView:
     return DecodeView(cache, 0, torch.tensor([position], device=cache.k.device))
 
 
-def sample_text(model: GPT, tokenizer: CharTokenizer, seed: int, length: int) -> str:
+def sample_text(model: GPT, tokenizer: Tokenizer, seed: int, length: int) -> str:
     """A plain multinomial sample that starts after a newline (or after token 0 where there is none)."""
-    start = tokenizer.ids.get("\n", 0)
+    start = tokenizer.first("\n")
     return tokenizer.decode(sample_ids(model, SamplingParams(max_new_tokens=max(1, length), seed=seed), start)) if length else ""

@@ -81,15 +81,23 @@ def all_finite(tensors: list[Tensor]) -> bool:
 
 
 def build_manifest(
-    state: TrainState, curve: list[Point], losses: list[float], config: TrainConfig, text: Text, device: torch.device, dtype: torch.dtype
+    state: TrainState,
+    curve: list[Point],
+    losses: list[float],
+    config: TrainConfig,
+    text: Text,
+    tokens_per_character: float,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """Where the weights come from. ``val_loss`` is null when these very weights have not been validated."""
+    """Where the weights come from. ``val_loss`` (nats per token) is null when these very weights have not been validated."""
     measured = curve[-1] if curve and curve[-1].step == state.step else None
     mean = sum(losses) / len(losses) if losses else None
     return {
         "start": "\n",
         "train_loss": measured.train_loss if measured else mean,
         "val_loss": measured.val_loss if measured else None,
+        "val_loss_per_character": measured.val_loss * tokens_per_character if measured else None,
         "val_loss_protocol": f"exact mean over the last 10 %, consecutive windows of {config.block_size}",
         "steps": state.step,
         "seed": config.seed,

@@ -16,12 +16,12 @@ from statistics import fmean
 import torch
 
 from model.gpt import GPT
-from model.loading import checkpoint_files, load_checkpoint
-from model.tokenizer import CharTokenizer
+from model.loading import LoadedCheckpoint, checkpoint_files, load_checkpoint
+from model.tokenizer import Tokenizer
 from training.average import MovingAverage
 from training.compiling import compile_step
 from training.config import TrainConfig
-from training.data import Dataset, Text, check_length, load_run_text
+from training.data import Dataset, Text, build_tokenizer, load_run_text
 from training.distributed import World
 from training.estimate import flops_per_token, measure_peak
 from training.evaluate import full_loss
@@ -41,14 +41,15 @@ ONE_PROCESS = World()
 class Trainer:
     """One run. Building it touches no disk; :meth:`start` and :meth:`resume` do."""
 
-    def __init__(self, config: TrainConfig, text: Text, directory: RunDirectory, world: World = ONE_PROCESS) -> None:
-        check_length(text, config.block_size)
+    def __init__(
+        self, config: TrainConfig, text: Text, directory: RunDirectory, world: World = ONE_PROCESS, tokenizer: Tokenizer | None = None
+    ) -> None:
         self.config, self.text, self.directory, self.world = config, text, directory, world
         self.device = world.device(choose_device(config.device))
         self.dtype = choose_dtype(config.dtype, self.device)
         prepare(config, self.device)
-        self.tokenizer = CharTokenizer.from_text(text.text)
-        self.data = Dataset(text.text, self.tokenizer, config.block_size, self.device)
+        self.tokenizer = tokenizer or build_tokenizer(config, text)
+        self.data = Dataset(text, self.tokenizer, config.block_size, self.device)
         torch.manual_seed(config.seed)
         self.model = GPT(config.model_config(self.tokenizer.vocab_size)).to(self.device)
         self.average = MovingAverage(self.model, config.ema) if config.ema else None
@@ -56,7 +57,9 @@ class Trainer:
         self.losses = LossLog(self.device)
         self.state = TrainState()
         self.curve: list[Point] = []
-        self.reporter = Reporter(directory, config, text, self.tokenizer, tensorboard=config.tensorboard and world.is_main)
+        self.reporter = Reporter(
+            directory, config, text, self.tokenizer, self.data.tokens_per_character, tensorboard=config.tensorboard and world.is_main
+        )
         forward = world.wrap(self.model, self.device)
         rows = world.rows(config.batch_size)
         self.step = build_step(forward, list(self.model.parameters()), self.optimizers, self.data, config, self.dtype, rows)
@@ -76,14 +79,15 @@ class Trainer:
         """The run in ``out`` as it was at its last save. Raises TrainingError and CheckpointError."""
         directory, document = RunDirectory.open(out)
         text = load_run_text(document, data)
-        trainer = cls(document.train, text, directory, world)
-        trainer.restore()
+        path = (directory.path / "last").resolve()
+        last = load_checkpoint(path)
+        trainer = cls(document.train, text, directory, world, last.tokenizer)
+        trainer.restore(path, last)
         return trainer
 
-    def restore(self) -> None:
-        """Take everything from ``last/``, which is verified first."""
-        path = (self.directory.path / "last").resolve()
-        self.served.load_state_dict(load_checkpoint(path).model.state_dict())
+    def restore(self, path: Path, last: LoadedCheckpoint) -> None:
+        """Take everything from ``last/``, which lies at ``path``."""
+        self.served.load_state_dict(last.model.state_dict())
         self.state, losses = load_state(path, self.model, self.optimizers)
         self.losses.restore(losses)
         self.curve = [point for point in read_metrics(self.directory.path) if point.step <= self.state.step]
@@ -159,7 +163,9 @@ class Trainer:
         if self.world.is_main:
             files = checkpoint_files(self.served, self.tokenizer, self.data.val[:256].tolist())
             files |= state_files(self.state, losses, self.model, self.optimizers, averaged=self.average is not None)
-            manifest = build_manifest(self.state, self.curve, losses, self.config, self.text, self.device, self.dtype)
+            manifest = build_manifest(
+                self.state, self.curve, losses, self.config, self.text, self.data.tokens_per_character, self.device, self.dtype
+            )
             self.directory.save(self.state.step, files, manifest, best=best)
 
     @property

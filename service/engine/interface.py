@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from model.params import SamplingParams
-from model.tokenizer import CharTokenizer
+from model.tokenizer import Tokenizer
 
 FinishReason = Literal["length", "stop", "timeout"]
 State = Literal["loading", "running", "restarting", "failed", "stopping"]
@@ -111,7 +111,7 @@ class ServedCheckpoint:
     block_size: int
     vocab_size: int
     num_parameters: int
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     manifest: Mapping[str, Any]
     config: Mapping[str, Any]
     default_stride: int
@@ -167,6 +167,8 @@ class TokenLogprob:
     id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
+    offset: int
+    """How many characters of the generated text were begun before it."""
 
 
 @dataclass(frozen=True, slots=True)

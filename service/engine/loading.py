@@ -116,6 +116,7 @@ def fingerprint(checkpoint: Checkpoint, runner: Runner, stride: int) -> str:
         "window": "anchored",
         "stride": stride,
         "dtype": runner.dtype,
+        "tokenizer": checkpoint.tokenizer.version,
         "kernels": runner.kernels,  # torch's version and the capability, or the hash of the compiled kernel
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

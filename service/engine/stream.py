@@ -12,6 +12,7 @@ from array import array
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Self
 
+from model.tokenizer import Detokenizer
 from service.engine.interface import Chunk, Completion, EngineError, FinishReason, GenerationRequest, ServedCheckpoint, TokenLogprob
 from service.engine.stop import StopMatcher
 
@@ -27,8 +28,10 @@ class EngineStream:
     def __init__(self, supervisor: Supervisor, checkpoint: ServedCheckpoint, request: GenerationRequest, order: int, buffer: int) -> None:
         self.supervisor, self.checkpoint, self.request, self.order, self.buffer = supervisor, checkpoint, request, order, buffer
         self.tokens = array("i")  # everything generated, up to the end of a stop: what a rebuilt sequence goes on from
-        self.ends = array("q")  # offset of each decoded token's end in the text
-        self.logprobs: list[TokenLogprob] = []
+        self.ends = array("q")  # offset of each decoded token's end in the text, whose last character may be yet to come
+        self.wire_logprobs: WireLogprobs = []  # of each token, if asked for
+        self.logprobs: list[TokenLogprob] = []  # of each decoded token
+        self.detokenizer = Detokenizer(checkpoint.tokenizer)
         self.parts: list[str] = []  # text that was handed out or withheld on purpose
         self.pending = ""  # decoded text after that
         self.released = 0  # length of ``parts`` together
@@ -61,8 +64,7 @@ class EngineStream:
         if self.first_token is None:
             self.first_token = time.monotonic()
         if logprobs is not None:
-            pairs = zip(tokens, logprobs, strict=True)
-            self.logprobs += [TokenLogprob(token, own, tuple((i, p) for i, p in top)) for token, (own, top) in pairs]
+            self.wire_logprobs += logprobs
         self.tokens.extend(tokens)
         if finished:
             self.finish_reason = "length"
@@ -125,16 +127,24 @@ class EngineStream:
                 self.supervisor.submit(self)
 
     def decode(self) -> None:
-        """Turn new tokens into text, looking for stops."""
+        """Turn new tokens into text, looking for stops. The half of a character stays behind: it is no text yet."""
         fresh = self.tokens[len(self.ends) :]
         pieces: list[str] = []
         end = self.released + len(self.pending)
-        for piece in self.checkpoint.tokenizer.pieces(fresh):
+        for token, (piece, is_whole) in zip(fresh, self.detokenizer.feed(fresh), strict=True):
+            if self.wire_logprobs:
+                own, top = self.wire_logprobs[len(self.ends)]
+                self.logprobs.append(TokenLogprob(token, own, tuple((i, p) for i, p in top), offset=self.ends[-1] if self.ends else 0))
             cut = self.matcher.feed(piece)
             pieces.append(piece)
             end += len(piece)
-            self.ends.append(end)
+            self.ends.append(end + (not is_whole))
             if cut is not None:
+                self.stop_at(cut, pieces)
+                return
+        if self.finish_reason == "length":  # after a timeout a half stays away: it would not be a prefix of the whole text
+            pieces.append(self.detokenizer.flush())
+            if (cut := self.matcher.feed(pieces[-1])) is not None:
                 self.stop_at(cut, pieces)
                 return
         self.pending += "".join(pieces)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from model.tokenizer import CharTokenizer
+from model.tokenizer import tokenizer_from_json
 from service.engine.interface import EngineFailed, QueueTimeout, ServedCheckpoint, State
 from service.engine.messages import Broken, Cancel, Heartbeat, Loading, Message, Ready, Start, Step, Submit, Unframer, frame, from_worker
 from service.engine.stream import EngineStream
@@ -277,7 +277,7 @@ def served_checkpoint(ready: Ready) -> ServedCheckpoint:
         block_size=ready.config["block_size"],
         vocab_size=ready.config["vocab_size"],
         num_parameters=ready.num_parameters,
-        tokenizer=CharTokenizer.from_json(ready.tokenizer),
+        tokenizer=tokenizer_from_json(ready.tokenizer),
         manifest=ready.manifest,
         config=ready.config,
         default_stride=ready.stride,

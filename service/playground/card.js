@@ -14,17 +14,21 @@ export function renderCard(element, model, version) {
   element.replaceChildren(...parts, provenance);
 }
 
+/** What the model writes one after another. */
+export const unitOf = (model) => ({ byte: "byte", bpe: "token" })[model?.tokenizer] ?? "character";
+
 function summary(model, manifest, config) {
-  const { data, steps, train_loss: train, val_loss: held } = manifest;
+  const { data, steps, train_loss: train, val_loss: held, val_loss_per_character: perCharacter = held } = manifest;
+  const unit = unitOf(model) + "s";
   return [
     ["learned from", data?.name],
     ["its length", data?.characters && `${count(data.characters)} characters`],
     ["size", `${count(model.num_parameters)} parameters`],
     ["shape", `${config.n_layer} layers × ${config.n_head} heads, ${config.n_embd} wide`],
-    ["alphabet", `${count(model.vocab_size)} characters`],
-    ["looks back", `${count(model.block_size)} characters`],
+    [unit === "characters" ? "alphabet" : "vocabulary", `${count(model.vocab_size)} ${unit}`],
+    ["looks back", `${count(model.block_size)} ${unit}`],
     ["trained", steps && `${count(steps)} steps${manifest.wall_time_s ? ` in ${duration(manifest.wall_time_s)}` : ""}`],
-    ["loss, held out", held && `${held.toFixed(3)} (${(held / Math.LN2).toFixed(2)} bits a character)`],
+    ["loss, held out", held && `${held.toFixed(3)} (${(perCharacter / Math.LN2).toFixed(2)} bits a character)`],
     ["loss, training", train && train.toFixed(3)],
     ["runs on", `${model.device}, ${model.dtype}`],
   ];

@@ -58,8 +58,10 @@ export class Manuscript {
     for (const { text, logprobs } of this.waiting.splice(0)) {
       let rest = text;
       for (const entry of logprobs ?? []) {
-        if (!rest.startsWith(entry.token)) break;
-        rest = rest.slice(entry.token.length);
+        const at = rest.indexOf(entry.token); // a token that is no text by itself is not found: what several make stays plain
+        if (at < 0) continue;
+        if (at) this.#appendPlain(rest.slice(0, at));
+        rest = rest.slice(at + entry.token.length);
         this.#appendToken(entry);
       }
       if (rest) this.#appendPlain(rest);

@@ -15,10 +15,15 @@ export class PromptBox {
     this.show();
   }
 
-  /** What the model knows; until then nothing is marked. */
+  /** What the model knows; until then, and where it knows every character (null), nothing is marked. */
   setVocabulary(characters) {
-    this.vocabulary = new Set(characters);
+    this.vocabulary = characters && new Set(characters);
     this.show();
+  }
+
+  /** Whether the model can read all of a text. */
+  knows(text) {
+    return !this.vocabulary || findUnknown(text, this.vocabulary).length === 0;
   }
 
   show() {

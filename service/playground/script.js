@@ -8,7 +8,7 @@
  *     manuscript.js   shows the text, and what the model thought of
  *     card.js         shows what the model is
  */
-import { count, renderCard } from "./card.js";
+import { count, renderCard, unitOf } from "./card.js";
 import { RequestForm, choose, drawSeed } from "./form.js";
 import { Generation, RequestError } from "./generation.js";
 import { Manuscript } from "./manuscript.js";
@@ -67,6 +67,7 @@ function showModel(info) {
   const data = model.manifest.data?.name;
   setState("ready", [data, `${count(model.num_parameters)} parameters`, model.device].filter(Boolean).join(" · "));
   prompt.setVocabulary(model.vocabulary);
+  for (const each of document.querySelectorAll("[data-unit]")) each.textContent = unitOf(model);
   renderCard($("card"), model, info.version);
   const most = info.limits.max_new_tokens;
   for (const length of [$("max_new_tokens"), document.querySelector("[data-for=max_new_tokens]")]) length.max = most;
@@ -84,7 +85,7 @@ async function listCheckpoints() {
 
 /** Openings that this model can read. */
 function showSamples() {
-  const known = SAMPLES.filter((sample) => [...sample].every((character) => prompt.vocabulary.has(character)));
+  const known = SAMPLES.filter((sample) => prompt.knows(sample));
   const buttons = known.slice(0, SHOWN_SAMPLES).map((sample) => {
     const button = Object.assign(document.createElement("button"), { type: "button", className: "quiet", textContent: sample.trim() });
     button.addEventListener("click", () => setPrompt(sample));
@@ -142,7 +143,7 @@ async function follow(next, before = null) {
   const goesOn = next === generation;
   generation = next;
   setRunning(true);
-  say("Waiting for the first character…");
+  say(`Waiting for the first ${unitOf(model)}…`);
   $("problem").hidden = true;
   try {
     for await (const step of generation.run()) {
@@ -209,7 +210,7 @@ const milliseconds = (ms) => (ms < 9.95 ? `${ms.toFixed(1)} ms` : ms < 1000 ? `$
 function showMean() {
   const mean = manuscript.meanBits;
   $("legend").hidden = mean === null && !generation?.body.logprobs;
-  $("mean").textContent = mean === null ? "" : `${mean.toFixed(2)} bits a character`;
+  $("mean").textContent = mean === null ? "" : `${mean.toFixed(2)} bits a ${unitOf(model)}`;
 }
 
 function finish(reply, before) {
@@ -221,7 +222,7 @@ function finish(reply, before) {
   if (usage.completion_tokens > 1) $("rate").textContent = speed((usage.completion_tokens - 1) / seconds);
   $("seed-shown").textContent = reply.seed;
   $("finis").textContent = `Finis: ${because}. SHA-256 ${reply.text_sha256.slice(0, 16)}…`;
-  say(intact ? `Written: ${count(usage.completion_tokens)} characters.` : "The text that came differs from the server's.");
+  say(intact ? `Written: ${count(usage.completion_tokens)} ${unitOf(model)}s.` : "The text that came differs from the server's.");
   $("verdict").textContent = before ? verdict(before, reply) : "";
   $("verdict").classList.toggle("differs", Boolean(before) && before.text_sha256 !== reply.text_sha256);
   finished = { body: { ...generation.body, seed: reply.seed }, reply };
@@ -230,7 +231,7 @@ function finish(reply, before) {
 }
 
 function verdict(before, after) {
-  if (before.text_sha256 === after.text_sha256) return `Identical: all ${count(after.usage.completion_tokens)} characters, same SHA-256.`;
+  if (before.text_sha256 === after.text_sha256) return `Identical: all ${count(after.usage.completion_tokens)} ${unitOf(model)}s, same SHA-256.`;
   const earlier = [...before.text];
   const where = [...after.text].findIndex((character, n) => character !== earlier[n]);
   const why = before.fingerprint === after.fingerprint ? "" : " Another model or machine has written it: the fingerprints differ.";
@@ -238,7 +239,7 @@ function verdict(before, after) {
 }
 
 function stopped() {
-  say(`Stopped after ${count(generation.index)} characters.`);
+  say(`Stopped after ${count(generation.index)} ${unitOf(model)}s.`);
   $("finis").textContent = "Stopped. The server has let go of it, and can take it up again at any time.";
   showEnding({ resumable: true });
 }
@@ -254,8 +255,8 @@ function tell(step) {
   const item = document.createElement("li");
   item.textContent =
     step.kind === "lost"
-      ? `Connection lost after character ${count(step.at)}. Trying again in ${milliseconds(step.wait)}…`
-      : `Connection lost, resumed at character ${count(step.at)}.`;
+      ? `Connection lost after ${unitOf(model)} ${count(step.at)}. Trying again in ${milliseconds(step.wait)}…`
+      : `Connection lost, resumed at ${unitOf(model)} ${count(step.at)}.`;
   if ($("events").lastElementChild?.dataset.kind === "lost") $("events").lastElementChild.remove();
   item.dataset.kind = step.kind;
   $("events").append(item);
@@ -304,7 +305,7 @@ function report(words, details) {
   $("problem").replaceChildren(Object.assign(document.createElement("strong"), { textContent: words }), ` ${details}`);
   $("problem").hidden = false;
   const nothing = manuscript.string ? "Nothing new was written." : "Nothing was written.";
-  say(generation.index ? `Broken off after ${count(generation.index)} characters.` : nothing);
+  say(generation.index ? `Broken off after ${count(generation.index)} ${unitOf(model)}s.` : nothing);
   if (generation.index) $("finis").textContent = "Broken off.";
   if (generation.index) showEnding({ resumable: true });
 }

@@ -15,7 +15,7 @@ from model.checkpoint import write_checkpoint
 from model.config import GPTConfig
 from model.gpt import GPT
 from model.loading import checkpoint_files
-from model.tokenizer import CharTokenizer
+from model.tokenizer import CharTokenizer, Tokenizer
 from tests.browser.serving import Proxy, Serving
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -64,19 +64,23 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-@pytest.fixture(scope="package")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_checkpoint(path: Path, tokenizer: Tokenizer) -> Path:
     """Random weights that are far from uniform."""
     torch.manual_seed(11)
-    config = GPTConfig(vocab_size=len(VOCABULARY), block_size=32, n_layer=2, n_head=3, n_embd=32, dropout=0.0)
+    config = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=32, n_layer=2, n_head=3, n_embd=32, dropout=0.0)
     model = GPT(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(8 if parameter.ndim == 2 else 1)
-    path = tmp_path_factory.mktemp("browser") / "tiny"
     ids = torch.randint(0, config.vocab_size, (config.block_size,)).tolist()
-    write_checkpoint(path, checkpoint_files(model.eval(), CharTokenizer(VOCABULARY), ids), MANIFEST)
+    write_checkpoint(path, checkpoint_files(model.eval(), tokenizer, ids), MANIFEST)
     return path
+
+
+@pytest.fixture(scope="package")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of characters."""
+    return make_checkpoint(tmp_path_factory.mktemp("browser") / "tiny", CharTokenizer(VOCABULARY))
 
 
 @pytest.fixture(scope="package")

@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from tests.browser.conftest import Open
+from model.tokenizer import ByteTokenizer
+from tests.browser.conftest import Open, make_checkpoint
 from tests.browser.serving import Proxy, Serving, wait_until
 
 GENERATED = "#text > span:nth-of-type(2)"
@@ -208,6 +209,26 @@ def test_characters_that_the_model_does_not_know(open_page: Open, server: Servin
     page.locator("#seed").fill("7")
     assert generate(page) == server.text(prompt="Caf \n!", seed=7)
     assert page.locator("#problem").is_hidden()
+
+
+def test_a_model_of_bytes_knows_every_character(open_page: Open, tmp_path: Path) -> None:
+    """Its words are other ones, and what several bytes make is shown whole."""
+    serving = Serving(make_checkpoint(tmp_path / "bytes", ByteTokenizer()))
+    try:
+        page = open_page(url=serving.url)
+        page.locator("#prompt").press_sequentially("Café 😀")
+        assert page.locator("mark").count() == 0
+        assert page.locator("#max_new_tokens-hint").text_content() == "bytes to write"
+        page.locator("#card").get_by_text("256 bytes").wait_for()
+        page.locator("#max_new_tokens").fill("90")
+        page.locator("#seed").fill("7")
+        page.locator("#logprobs").check()
+        text = generate(page)
+        assert text == serving.text(prompt="Café 😀", max_new_tokens=90, seed=7)
+        assert page.locator("#status").text_content() == "Written: 90 bytes."
+        assert 0 < page.locator("#text .c").count() < 90
+    finally:
+        serving.stop()
 
 
 def test_a_refusal_names_its_field(open_page: Open) -> None:

@@ -119,10 +119,15 @@ def test_every_query_is_answered(watched: tuple[Server, Prometheus]) -> None:
     server, prometheus = watched
     wait_for(lambda: prometheus.query('up{job="folio"} == 1'), "the service is not scraped")
     headers = {"Authorization": f"Bearer {KEY}"}
-    assert server.post(headers=headers, prompt="abc", max_new_tokens=50, stream=False).status_code == 200
-    assert server.post(headers=headers, prompt="abc", max_new_tokens=-1).status_code == 422
+
+    def answer(expression: str) -> list[dict[str, Any]]:
+        """To a query, under traffic: a rate needs a change, and time between tokens more of them than one burst has."""
+        assert server.post(headers=headers, prompt="abc", max_new_tokens=2000, stream=False).status_code == 200
+        assert server.post(headers=headers, prompt="abc", max_new_tokens=-1).status_code == 422
+        return prometheus.query(expression)
+
     for expression in sorted(QUERIES):
-        wait_for(lambda expression=expression: prometheus.query(expression), f"no answer to {expression}")
+        wait_for(lambda expression=expression: answer(expression), f"no answer to {expression}")
     rules = [rule for group in prometheus.get("/rules")["groups"] for rule in group["rules"]]
     assert len(rules) == ALERTS.count("- alert:")
     wait_for(lambda: all(rule["health"] == "ok" for group in prometheus.get("/rules")["groups"] for rule in group["rules"]), "a rule fails")

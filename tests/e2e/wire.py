@@ -25,6 +25,8 @@ class Read:
 
     text: str = ""
     ids: list[str] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    """Of the text after each event."""
     end: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     whole: bool = True
@@ -49,6 +51,7 @@ class Read:
         else:
             self.text += data["text"]
             self.ids.append(fields["id"])
+            self.lengths.append(len(self.text))
 
 
 class Exchange:

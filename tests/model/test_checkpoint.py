@@ -65,7 +65,7 @@ def test_a_round_trip_changes_nothing(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "c", checkpoint_files(model, tokenizer, tokenizer.encode(TEXT)), {"start": "\n"})
     loaded = load_checkpoint(tmp_path / "c")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.model.state_dict().values(), strict=True))
-    assert loaded.tokenizer.characters == tokenizer.characters
+    assert loaded.tokenizer.texts == tokenizer.texts
     assert loaded.config == model.config
     assert loaded.id == "sha256:" + hashlib.sha256((tmp_path / "c" / "manifest.json").read_bytes()).hexdigest()
     assert loaded.start == tokenizer.ids["\n"]

@@ -49,7 +49,7 @@ def oracle(checkpoint: ServedCheckpoint, request: GenerationRequest) -> str:
     neutral = replace(p, max_new_tokens=1, num_logprobs=None)
     key = repr((checkpoint.id, request.prompt, neutral)).encode()
     digests = [hashlib.sha256(key + bytes([i & 255, i >> 8 & 255, i >> 16])).digest() for i in range(p.max_new_tokens)]
-    return "".join(checkpoint.tokenizer.characters[d[0] % checkpoint.vocab_size] for d in digests)
+    return "".join(checkpoint.tokenizer.texts[d[0] % checkpoint.vocab_size] for d in digests)
 
 
 @dataclass
@@ -80,7 +80,9 @@ class FakeStream:
         count = min(ends, default=len(text))
         kept = next((text[: count - len(stop)] for stop in self.request.stop if text[:count].endswith(stop)), text[:count])
         logprobs = (
-            tuple(self.logprob(self.checkpoint.tokenizer.ids[c], params) for c in text[:count]) if params.num_logprobs is not None else ()
+            tuple(self.logprob(self.checkpoint.tokenizer.ids[c], params, i) for i, c in enumerate(text[:count]))
+            if params.num_logprobs is not None
+            else ()
         )
         if engine.hold is not None:
             await engine.hold.wait()
@@ -96,8 +98,8 @@ class FakeStream:
         self.engine.streams.discard(self)
 
     @staticmethod
-    def logprob(id: int, params: SamplingParams) -> TokenLogprob:
-        return TokenLogprob(id, -0.5, tuple((i, -0.5 - i) for i in range(params.num_logprobs or 0)))
+    def logprob(id: int, params: SamplingParams, offset: int) -> TokenLogprob:
+        return TokenLogprob(id, -0.5, tuple((i, -0.5 - i) for i in range(params.num_logprobs or 0)), offset)
 
     __hash__ = object.__hash__
 

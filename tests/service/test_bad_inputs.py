@@ -276,7 +276,7 @@ def test_combinations(shared: Running, name: str, path: str, stream: bool) -> No
 
 
 def test_combinations_of_one_route(shared: Running) -> None:
-    tokens = shared.engine.loaded[0].tokenizer.characters
+    tokens = shared.engine.loaded[0].tokenizer.texts
     banned = shared.post(prompt="R", logit_bias=dict.fromkeys(tokens, -100), max_new_tokens=2)
     assert banned.status_code == 200, "every token banned alike is no ban"
     assert shared.post(prompt="R", top_logprobs=1).json()["error"]["param"] == "top_logprobs"

@@ -61,7 +61,7 @@ def test_info(shared: Running) -> None:
     info = shared.http.get("/info").json()
     assert info["limits"]["max_new_tokens"] == 4096
     assert info["model"]["checkpoint"] == shared.engine.loaded[0].id
-    assert "".join(info["model"]["vocabulary"]) == "".join(shared.engine.loaded[0].tokenizer.characters)
+    assert "".join(info["model"]["vocabulary"]) == "".join(shared.engine.loaded[0].tokenizer.texts)
     assert info["model"]["manifest"] == {"seed": 1337, "val_loss": 1.5}
     assert info["engine"]["state"] == "running"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import ssl
 import subprocess
@@ -12,11 +11,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from tests.certificates import make_certificate
 from tests.service.fakes import FakeEngine
 from tests.service.running import Running, events, pieces, read_answer, request, wait_for
 
@@ -26,16 +22,8 @@ HEALTHCHECK = Path(__file__).parents[2] / "deploy" / "healthcheck.py"
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> dict[str, Path]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(1))
-    alternatives = x509.SubjectAlternativeName([x509.DNSName("localhost")])
-    signed = builder.add_extension(alternatives, critical=False).sign(key, hashes.SHA256())
-    (tmp_path / "cert.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    encoding = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (tmp_path / "key.pem").write_bytes(key.private_bytes(*encoding))
-    return {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
+    cert, key = make_certificate(tmp_path)
+    return {"tls_cert": cert, "tls_key": key}
 
 
 def test_streams_refusals_and_leaving(serve: Serve, certificate: dict[str, Path]) -> None:

@@ -29,13 +29,34 @@ def test_smoke_trains_and_evaluates_to_what_its_manifest_says(tmp_path: Path) ->
     assert manifest["data"]["characters"] == 20_000
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert len((run / "samples" / "step-000080.txt").read_text(encoding="utf-8")) == 200
-    assert set(load_checkpoint(run / "best").tokenizer.characters) == set(text.read_text(encoding="utf-8"))
+    assert set(load_checkpoint(run / "best").tokenizer.texts) == set(text.read_text(encoding="utf-8"))
     status, out, err = finish(launch(["eval", str(run / "best"), "--data", str(text)]))
     assert status == 0, err
     result = json.loads(out)
     assert result["val_loss"] == round(manifest["val_loss"], 6)
     assert result["manifest_val_loss"] == manifest["val_loss"]
     assert (result["tokens"], result["block_size"], result["same_text"]) == (1999, 64, True)
+
+
+@pytest.mark.parametrize(("tokens", "vocab_size"), [("byte", 256), ("bpe --vocab-size 270", 270)], ids=["byte", "bpe"])
+def test_other_tokens_travel_with_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: str, vocab_size: int) -> None:
+    """Trained, measured, exported; the loss is told per token and per character."""
+    text, run, kind = tmp_path / "t.txt", tmp_path / "run", tokens.split()[0]
+    text.write_text("the théâtre — 中文 🙂\n" * 300 + "".join(map(chr, range(0x100, 0x300))), encoding="utf-8")
+    size = "--n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --batch-size 4 --max-iters 10 --eval-interval 5 --sample-chars 20"
+    assert main(["--data", str(text), "--out", str(run), *size.split(), "--tokenizer", *tokens.split()]) == 0
+    checkpoint = load_checkpoint(run / "best")
+    assert (checkpoint.tokenizer.kind, checkpoint.tokenizer.vocab_size) == (kind, vocab_size)
+    assert checkpoint.tokenizer.decode(checkpoint.tokenizer.encode("🙂 ≠ é")) == "🙂 ≠ é"
+    capsys.readouterr()
+    assert main(["eval", str(run / "best"), "--data", str(text)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    ids = checkpoint.tokenizer.encode(text.read_text(encoding="utf-8"))
+    characters = len(checkpoint.tokenizer.decode(ids[int(0.9 * len(ids)) + 1 :]))
+    assert result["val_loss_per_character"] == pytest.approx(result["val_loss"] * result["tokens"] / characters, abs=2e-6)
+    assert "nats per token** (" in (run / "README.md").read_text(encoding="utf-8")
+    assert main(["export", str(run / "best"), str(tmp_path / "small"), "--data", str(text)]) == 0
+    assert read_checkpoint(tmp_path / "small").tokenizer.kind == kind
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -52,7 +73,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     [
         (None, "No such file or directory"),
         (b"", "is empty"),
-        (b"hello", "has 5 characters: too few for a context of 256"),
+        (b"hello", "has 5 tokens: too few for a context of 256"),
         (b"ok \xff\xfe", "is not UTF-8 (byte 3); convert it"),
         ("text".encode("utf-16"), "is not UTF-8 (byte 0)"),
     ],

@@ -46,7 +46,7 @@ def test_transformers_computes_the_same_logits(tmp_path: Path, activation: Activ
     assert tokenizer.decode(TOKENIZER.encode(text)) == text
     assert main(["import", str(tmp_path / "c-hf"), str(tmp_path / "again")]) == 0
     again = load_checkpoint(tmp_path / "again")
-    assert again.tokenizer.characters == TOKENIZER.characters
+    assert again.tokenizer.texts == TOKENIZER.texts
     with torch.no_grad():
         torch.testing.assert_close(again.model(ids), model(ids), rtol=1e-4, atol=1e-4)
 
@@ -89,9 +89,12 @@ def test_a_bias_that_fits_nowhere_is_refused(tmp_path: Path, capsys: pytest.Capt
         ("config.json", {"n_inner": 7}, "n_inner is 7"),
         ("config.json", {"n_layer": 3}, "is not a GPT-2 that can be read"),
         ("config.json", {"n_embd": 48}, "is not a GPT-2 that can be read"),
-        ("tokenizer.json", {"model": {"vocab": {"ab": 0}}}, "only vocabularies of single characters"),
-        ("tokenizer.json", {"model": {"vocab": {"a": 0, "b": 2}}}, "are not 0, 1, 2"),
-        ("tokenizer.json", {"model": {"vocab": {"a": 0}}}, "has 1 tokens, config.json says"),
+        ("tokenizer.json", {"model": {"type": "WordLevel", "vocab": {"ab": 0}}}, "distinct single characters"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "no token for the byte 0x00"),
+        ("tokenizer.json", {"model": {"type": "Unigram", "vocab": [["\u0120a", -1.0]]}}, "only byte-level BPE"),
+        ("tokenizer.json", {"model": {"type": "Words"}}, "no BPE that the tokenizers library reads"),
+        ("tokenizer.json", {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 2}}}, "are not 0, 1, 2"),
+        ("tokenizer.json", {"model": {"type": "WordLevel", "vocab": {"a": 0}}}, "has 1 tokens, config.json says"),
     ],
 )
 def test_what_is_no_gpt2_of_ours_is_refused(tmp_path: Path, file: str, change: dict[str, object], message: str) -> None:

@@ -18,7 +18,7 @@ from tests.training.processes import TINY, flags
 from training.__main__ import main
 from training.average import MovingAverage
 from training.config import TrainConfig, TrainingError
-from training.data import Dataset, Text, check_length, load_text
+from training.data import Dataset, Text, load_text
 from training.estimate import flops_per_token
 from training.evaluate import full_loss
 from training.losses import LossLog
@@ -38,7 +38,11 @@ TOKENIZER = CharTokenizer.from_text("abcdefgh")
 
 def dataset(block_size: int = 7) -> Dataset:
     torch.manual_seed(0)
-    return Dataset(TOKENIZER.decode(torch.randint(0, 8, (1000,)).tolist()), TOKENIZER, block_size, CPU)
+    return Dataset(as_text(TOKENIZER.decode(torch.randint(0, 8, (1000,)).tolist())), TOKENIZER, block_size, CPU)
+
+
+def as_text(text: str) -> Text:
+    return Text(text, "", "t", None)
 
 
 # The text
@@ -71,7 +75,7 @@ def test_windows_reach_every_place_of_the_training_part_and_none_of_the_rest() -
 
 def test_the_split_is_nine_to_one_and_large_vocabularies_fit() -> None:
     text = "".join(map(chr, range(0x4E00, 0x4E00 + 1000)))
-    data = Dataset(text, CharTokenizer.from_text(text), 8, CPU)
+    data = Dataset(as_text(text), CharTokenizer.from_text(text), 8, CPU)
     assert (len(data.train), len(data.val)) == (900, 100)
     assert torch.cat([data.train, data.val]).tolist() == list(range(1000))
 
@@ -87,14 +91,14 @@ def test_texts_are_read_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(("characters", "fits"), [(18, True), (17, False)])
 def test_the_shortest_text_that_trains(tmp_path: Path, characters: int, fits: bool) -> None:
-    text = Text("ab" * 9, "", "t", None) if fits else Text(("ab" * 9)[:characters], "", "t", None)
+    text = as_text(("ab" * 9)[:characters])
     config = replace(TINY, block_size=15, max_iters=1, eval_interval=1, sample_chars=0)
     if fits:
-        check_length(text, 15)
         Trainer.start(config, text, tmp_path / "run").run()
     else:
         with pytest.raises(TrainingError, match="too few for a context of 15"):
-            check_length(text, 15)
+            Trainer.start(config, text, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
 # The loss

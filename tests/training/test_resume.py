@@ -87,7 +87,7 @@ SHORT = replace(TINY, max_iters=12, eval_interval=4, save_interval=7)
 RESULT = ("last/model.safetensors", "last/optimizer.safetensors", "best/model.safetensors", "metrics.jsonl", "samples/step-000012.txt")
 
 
-@pytest.mark.parametrize("change", [{}, {"ema": 0.9}, {"optimizer": "muon", "schedule": "wsd"}])
+@pytest.mark.parametrize("change", [{}, {"ema": 0.9}, {"optimizer": "muon", "schedule": "wsd"}, {"tokenizer": "bpe", "vocab_size": 262}])
 def test_every_way_to_train_resumes_bitwise(tmp_path: Path, text_file: Path, change: dict[str, Any]) -> None:
     """Twelve steps at once, and twelve as eleven, of which the save after the eighth remains, and four."""
     text, config = load_text(str(text_file)), replace(SHORT, **change)
