@@ -25,12 +25,13 @@ RUN printf 'path-exclude=%s\n' '*/lto1' '/usr/bin/*-lto-dump-*' '*/lib[alt]san*'
  && apt-get install --yes --no-install-recommends gcc libc6-dev \
  && apt-get clean && rm -rf /var/lib/apt/lists/*
 
-# What the packages need, as a list: the layer below is made again when the list changes, not whenever pyproject.toml does.
+# What the package needs, and what builds it, as lists: the layer below is made again when they change, not whenever pyproject.toml does.
 FROM python AS requirements
 WORKDIR /requirements
 COPY pyproject.toml .
-RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-    print(*p['dependencies'], *p['optional-dependencies']['otel'], sep='\n')" > requirements.txt
+RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb')); \
+    print(*p['build-system']['requires'], sep='\n', file=open('build.txt', 'w')); \
+    print(*p['project']['dependencies'], *p['project']['optional-dependencies']['otel'], sep='\n', file=open('run.txt', 'w'))"
 
 # The virtual environment. pip stays outside it, and so out of the images; so do torch's C++ headers and its own tests.
 FROM python AS dependencies
@@ -40,10 +41,10 @@ RUN apt-get update \
  && apt-get clean && rm -rf /var/lib/apt/lists/* \
  && python3 -m venv /opt/pip \
  && python3 -m venv --without-pip /opt/venv
-COPY --from=requirements /requirements/requirements.txt /opt/pip/requirements.txt
+COPY --from=requirements /requirements/*.txt /requirements/
 RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf,required=false --mount=type=cache,target=/root/.cache/pip \
-    /opt/pip/bin/pip install "setuptools>=77" \
- && /opt/pip/bin/pip --python /opt/venv install --requirement /opt/pip/requirements.txt \
+    /opt/pip/bin/pip install --requirement /requirements/build.txt \
+ && /opt/pip/bin/pip --python /opt/venv install --requirement /requirements/run.txt \
  && rm -rf /opt/venv/lib/python3*/site-packages/torch/include /opt/venv/lib/python3*/site-packages/torch/test \
  && find /opt/venv/lib/python3*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete
 
@@ -68,7 +69,7 @@ ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Folio" \
       org.opencontainers.image.description="Train a small Transformer and serve it: the same bytes for the same seed" \
-      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.licenses="MIT AND OFL-1.1" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
