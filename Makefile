@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT   ?= 8000
 BIN    := .venv/bin
 
-.PHONY: help serve train test check format bench bench-training soak dist sbom licenses clean
+.PHONY: help serve train test test-container check format bench bench-training soak dist sbom licenses clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
@@ -17,10 +17,14 @@ train: .venv/serve ## train the default preset on Tiny Shakespeare (DATA=my.txt 
 test: .venv/test ## install what the tests need and run them all
 	$(BIN)/python -m pytest $(ARGS)
 
+test-container: .venv/test ## build the images and run the shipped compose file on a Docker engine (minutes)
+	$(BIN)/python -m pytest tests/container -m container $(ARGS)
+
 check: .venv/check ## lint, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 format: .venv/check ## put the code into the one format
 	$(BIN)/ruff check --fix
@@ -59,6 +63,7 @@ clean: ## remove what the targets made (runs/ stays)
 .venv/test: .venv/serve
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,release]"
 	@scripts/install-chromium
+	@scripts/install-prometheus
 	@scripts/install-proxies
 	@touch $@
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from tests.service.fakes import FakeEngine
 from tests.service.running import Running, events, pieces, read_answer, request, wait_for
 
 Serve = Callable[..., Running]
+HEALTHCHECK = Path(__file__).parents[2] / "deploy" / "healthcheck.py"
 
 
 @pytest.fixture
@@ -37,3 +41,11 @@ def test_streams_refusals_and_leaving(serve: Serve, certificate: dict[str, Path]
     wait_for(lambda: server.engine.streams)
     sock.close()
     wait_for(lambda: not server.engine.streams)
+
+
+def test_the_images_health_check_speaks_it(serve: Serve, certificate: dict[str, Path]) -> None:
+    server = serve(FakeEngine(), **certificate)
+    variables = os.environ | {"FOLIO_PORT": str(server.port), "FOLIO_TLS_CERT": str(certificate["tls_cert"])}
+    assert subprocess.run([sys.executable, str(HEALTHCHECK)], env=variables, timeout=60, check=False).returncode == 0
+    del variables["FOLIO_TLS_CERT"]
+    assert subprocess.run([sys.executable, str(HEALTHCHECK)], env=variables, capture_output=True, timeout=60, check=False).returncode == 1

@@ -1,0 +1,85 @@
+# Two images from one file: `service` serves the checkpoint that ships with it, `training` makes others. They share every large layer.
+#
+#   docker build --target service --tag folio-service .
+#   docker build --target training --tag folio-training .
+#
+# torch's wheels bring CUDA, so NVIDIA's smallest base image is enough; any Debian or Ubuntu with Python 3.11 or newer will do instead.
+ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
+
+# Python and a user who owns nothing but caches and runs.
+FROM ${BASE_IMAGE} AS python
+ARG DEBIAN_FRONTEND=noninteractive
+RUN printf 'path-exclude=%s\n' '/usr/share/doc/*' '/usr/share/man/*' '/usr/share/locale/*' > /etc/dpkg/dpkg.cfg.d/small \
+ && apt-get update \
+ && apt-get install --yes --no-install-recommends python3 tini \
+ && apt-get clean && rm -rf /var/lib/apt/lists/* \
+ && useradd --uid 10001 --user-group --no-create-home folio \
+ && install --directory --owner folio --group folio /home/folio /folio /folio/runs
+
+# gcc compiles the CPU's kernels at the first start, for the CPU that is there. What only link-time optimisation and sanitizers need of it
+# is left out, which is half of its size.
+FROM python AS system
+RUN printf 'path-exclude=%s\n' '*/lto1' '/usr/bin/*-lto-dump-*' '*/lib[alt]san*' '*/libubsan*' '*/libhwasan*' \
+      >> /etc/dpkg/dpkg.cfg.d/small \
+ && apt-get update \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev \
+ && apt-get clean && rm -rf /var/lib/apt/lists/*
+
+# What the package needs, and what builds it, as lists: the layer below is made again when they change, not whenever pyproject.toml does.
+FROM python AS requirements
+WORKDIR /requirements
+COPY pyproject.toml .
+RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb')); \
+    print(*p['build-system']['requires'], sep='\n', file=open('build.txt', 'w')); \
+    print(*p['project']['dependencies'], *p['project']['optional-dependencies']['otel'], sep='\n', file=open('run.txt', 'w'))"
+
+# The virtual environment. pip stays outside it, and so out of the images; so do torch's C++ headers and its own tests.
+FROM python AS dependencies
+ARG PIP_EXTRA_INDEX_URL
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends python3-venv \
+ && apt-get clean && rm -rf /var/lib/apt/lists/* \
+ && python3 -m venv /opt/pip \
+ && python3 -m venv --without-pip /opt/venv
+COPY --from=requirements /requirements/*.txt /requirements/
+RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf,required=false --mount=type=cache,target=/root/.cache/pip \
+    /opt/pip/bin/pip install --requirement /requirements/build.txt \
+ && /opt/pip/bin/pip --python /opt/venv install --requirement /requirements/run.txt \
+ && rm -rf /opt/venv/lib/python3*/site-packages/torch/include /opt/venv/lib/python3*/site-packages/torch/test \
+ && find /opt/venv/lib/python3*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete
+
+# Our own code, in a directory of its own, so that a change of it leaves the environment's layer as it is.
+FROM dependencies AS code
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY model model
+COPY training training
+COPY service service
+RUN /opt/pip/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheel . \
+ && /opt/pip/bin/pip --python /opt/venv install --no-deps --target /app /wheel/*.whl
+
+FROM system AS runtime
+COPY --from=dependencies /opt/venv /opt/venv
+COPY --from=code /app /app
+ENV PATH=/opt/venv/bin:/app/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 HOME=/home/folio
+WORKDIR /folio
+USER 10001:10001
+STOPSIGNAL SIGTERM
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Folio" \
+      org.opencontainers.image.description="Train a small Transformer and serve it: the same bytes for the same seed" \
+      org.opencontainers.image.licenses="MIT AND OFL-1.1" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+FROM runtime AS training
+ENTRYPOINT ["tini", "--", "python", "-m", "training"]
+
+# A container has no loopback that anyone else could reach: who may connect is decided where its port is published.
+FROM runtime AS service
+ENV FOLIO_HOST=0.0.0.0 FOLIO_PORT=8000 FOLIO_ALLOW_ANONYMOUS=1
+COPY deploy/healthcheck.py /usr/local/bin/healthcheck
+HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --start-interval=1s CMD ["python", "/usr/local/bin/healthcheck"]
+EXPOSE 8000
+ENTRYPOINT ["tini", "--", "python", "-m", "service"]
