@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def substitute(text: str, values: dict[str, str]) -> str:
     return text
 
 
-class Proxy:
+class Proxy(ABC):
     """A reverse proxy in a directory of its own, run by nobody where the tests are run by root: it needs no privilege."""
 
     command: list[str]
@@ -81,9 +82,9 @@ class Proxy:
             self.close()
             raise
 
+    @abstractmethod
     def configure(self, upstream_port: int) -> Path:
         """Write the configuration and set ``command``. The certificate that clients have to trust."""
-        raise NotImplementedError
 
     def start(self) -> None:
         """Returns once a client that trusts its certificate can talk to it."""
