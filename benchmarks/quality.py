@@ -18,13 +18,13 @@ import torch
 from torch.nn import functional as F
 
 from model import load_checkpoint
-from model.checkpoint import read_checkpoint
+from model.checkpoint.files import read_checkpoint
 from model.gpt import GPT
 from model.params import SamplingParams
-from service.engine.core import EngineCore
-from service.engine.messages import Submit
-from service.engine.native.runner import MAX_ENCODE, NativeRunner
-from service.engine.runner import Piece
+from service.worker.core import EngineCore
+from service.worker.messages import Submit
+from service.worker.runners.interface import Piece
+from service.worker.runners.native import MAX_ENCODE, NativeRunner
 from training.evaluate import full_loss
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -90,8 +90,8 @@ def measure(port: int, pid: int, streams: int, options: argparse.Namespace, **ex
 def engine_alone(options: argparse.Namespace, batches: list[int]) -> dict[int, float]:
     """Tokens/s of the engine's core in this process, no HTTP, no socket: what there is to lose."""
     from model.params import SamplingParams
-    from service.engine.loading import load as load_engine
-    from service.engine.messages import VERSION, Start, Submit
+    from service.worker.messages import VERSION, Start, Submit
+    from service.worker.startup import load as load_engine
 
     threads = int(options.server[options.server.index("--threads") + 1]) if "--threads" in options.server else 0
     start = Start(VERSION, str(options.checkpoint), "auto", "auto", "auto", 0, threads, 0, str(Path.home() / ".cache" / "folio"))

@@ -26,11 +26,11 @@ from typing import Any
 import torch
 
 from benchmarks.serving import ROOT, free_port, get, peak_mb, processes, wait_for
-from model.checkpoint import read_manifest, write_checkpoint
+from model.checkpoint.files import read_manifest, write_checkpoint
+from model.checkpoint.loading import checkpoint_files
 from model.config import GPTConfig
 from model.gpt import GPT
-from model.loading import checkpoint_files
-from model.tokenizer import CharTokenizer
+from model.tokenizer.base import CharTokenizer
 
 ADMIN = "soak-admin-key"
 CHARACTERS = "\n abcdefghij"

@@ -15,20 +15,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from model.checkpoint import CheckpointError as CheckpointError
-    from model.loading import LoadedCheckpoint as LoadedCheckpoint
-    from model.loading import load_checkpoint as load_checkpoint
+    from model.checkpoint.files import CheckpointError as CheckpointError
+    from model.checkpoint.loading import LoadedCheckpoint as LoadedCheckpoint
+    from model.checkpoint.loading import load_checkpoint as load_checkpoint
 
 __all__ = ["CheckpointError", "LoadedCheckpoint", "load_checkpoint"]
 
 
 def __getattr__(name: str) -> object:
     if name == "CheckpointError":
-        from model.checkpoint import CheckpointError
+        from model.checkpoint.files import CheckpointError
 
         return CheckpointError
     if name in __all__:
-        from model import loading
+        from model.checkpoint import loading
 
         return getattr(loading, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

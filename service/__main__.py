@@ -14,11 +14,11 @@ from typing import NoReturn
 
 from pydantic import SecretStr, ValidationError
 
-from service import logs
 from service.app import create_app
-from service.context import Service
-from service.server import Server
+from service.http.server import Server
 from service.settings import Settings
+from service.state import Service
+from service.telemetry import logs
 
 MANIFEST = "manifest.json"
 INTERRUPTED = 130

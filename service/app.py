@@ -13,13 +13,13 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
-from service import auth, body, limits, middleware
-from service.context import Service
+from service.api import admin, generate, openai, pages, probes
 from service.engine.interface import Engine
-from service.observability import Metrics
-from service.routes import admin, generate, health, openai, pages
+from service.http import access_log, auth, rate_limit, size_limits
 from service.settings import Settings
-from service.tracing import make_tracing
+from service.state import Service
+from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import make_tracing
 
 DESCRIPTION = "Text from a small Transformer, streamed. The same request and seed give the same bytes, always."
 
@@ -27,13 +27,13 @@ DESCRIPTION = "Text from a small Transformer, streamed. The same request and see
 def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     """The application. Its lifespan starts and closes the engine, which is made from the settings if none is given."""
     if engine is None:
-        from service.engine.client import EngineClient
+        from service.engine.engine import EngineClient
 
         engine = EngineClient(settings.engine_options())
     service = Service(settings, engine, Metrics(engine), make_tracing(settings))
     app = FastAPI(
         title="Folio",
-        version=health.own_version(),
+        version=probes.own_version(),
         description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
@@ -44,7 +44,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.service = service
-    for module in (generate, openai, health, admin, pages):
+    for module in (generate, openai, probes, admin, pages):
         app.router.routes.extend(module.router.routes)  # flat, where include_router nests: 405 and the tests look at every route
     return app
 
@@ -54,13 +54,13 @@ def layers(service: Service) -> list[Middleware]:
     origins = service.settings.cors_origins
     cors = [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED)]
     return [
-        Middleware(body.Linger, service),
+        Middleware(size_limits.Linger, service),
         *(cors if origins else []),
-        Middleware(middleware.Observe, service),
-        Middleware(middleware.HeaderLimit, service),
+        Middleware(access_log.Observe, service),
+        Middleware(access_log.HeaderLimit, service),
         Middleware(auth.Auth, service),
-        Middleware(limits.KeyLimits, service),
-        Middleware(body.BodyLimit, service),
+        Middleware(rate_limit.KeyLimits, service),
+        Middleware(size_limits.BodyLimit, service),
     ]
 
 
@@ -70,7 +70,7 @@ EXPOSED = ["X-Request-Id", "X-Seed", "X-Checkpoint", "X-Fingerprint", "Retry-Aft
 async def raise_refusal(request: Request, error: Exception) -> Response:
     """The router's own errors go the way of all others, to ``Observe``."""
     assert isinstance(error, HTTPException)
-    raise middleware.http_refusal(error, request.scope) from None
+    raise access_log.http_refusal(error, request.scope) from None
 
 
 @asynccontextmanager

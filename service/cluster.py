@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastapi import FastAPI
 
-from service import logs
 from service.__main__ import INTERRUPTED, parse_args, raise_file_limit
 from service.app import create_app
-from service.context import Service
 from service.settings import Settings
+from service.state import Service
+from service.telemetry import logs
 
 if TYPE_CHECKING:
     from ray.serve import Application

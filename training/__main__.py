@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from model.checkpoint import CheckpointError
+from model.checkpoint.files import CheckpointError
 from model.config import ConfigError
-from model.tokenizer import UnknownCharacterError
+from model.tokenizer.base import UnknownCharacterError
 from training import commands
 from training.config import TrainingError
 from training.flags import add_fields, given_fields

@@ -98,9 +98,9 @@ def sign(arguments: Sequence[str]) -> int:
     parser.add_argument("--key", metavar="FILE", type=Path, required=True, help="private key (PEM, unencrypted)")
     parser.add_argument("--new-key", action="store_true", help="make the key first")
     options = parser.parse_args(arguments)
-    from model.checkpoint import MANIFEST, read_checkpoint
-    from model.signature import SignatureError, new_private_key, public_key_text, read_private_key
-    from model.signature import sign as sign_manifest
+    from model.checkpoint.files import MANIFEST, read_checkpoint
+    from model.checkpoint.signature import SignatureError, new_private_key, public_key_text, read_private_key
+    from model.checkpoint.signature import sign as sign_manifest
     from training.config import TrainingError
 
     try:

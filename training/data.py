@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.sampling import uniform_tensor
-from model.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, TokenizerError
+from model.tokenizer.base import ByteTokenizer, CharTokenizer, Tokenizer, TokenizerError
 from training.config import TrainConfig, TrainingError
 from training.run_directory import RunDocument
 
@@ -97,7 +97,7 @@ def build_tokenizer(config: TrainConfig, text: Text) -> Tokenizer:
         return ByteTokenizer()
     if config.tokenizer == "char":
         return CharTokenizer.from_text(text.text)
-    from model.bpe import BPETokenizer
+    from model.tokenizer.bpe import BPETokenizer
 
     try:
         return BPETokenizer.from_text(text.text[: split_point(len(text.text))], config.vocab_size)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.checkpoint.loading import LoadedCheckpoint
 from model.gpt import GPT
-from model.loading import LoadedCheckpoint
 from training.data import Dataset, Text
 
 EVAL_TOKENS = 16_384

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint import read_checkpoint, write_checkpoint
-from model.loading import checkpoint_files, load_checkpoint
+from model.checkpoint.files import read_checkpoint, write_checkpoint
+from model.checkpoint.loading import checkpoint_files, load_checkpoint
 from training.config import TrainingError
 from training.data import Dataset, Text
 from training.evaluate import full_loss

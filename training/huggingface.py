@@ -14,12 +14,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from model.bpe import BYTES, BPETokenizer
-from model.checkpoint import MAX_JSON_BYTES, CheckpointError, dump_json, parse_json, read_checkpoint, read_file, write_checkpoint
+from model.checkpoint.files import MAX_JSON_BYTES, CheckpointError, dump_json, parse_json, read_checkpoint, read_file, write_checkpoint
+from model.checkpoint.loading import checkpoint_files, load_checkpoint
 from model.config import Activation, GPTConfig
 from model.gpt import GPT
-from model.loading import checkpoint_files, load_checkpoint
-from model.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, TokenizerError
+from model.tokenizer.base import ByteTokenizer, CharTokenizer, Tokenizer, TokenizerError
+from model.tokenizer.bpe import BYTES, BPETokenizer
 from training.config import TrainingError
 from training.run_directory import writing
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from model.gpt import GPT
-from model.tokenizer import Tokenizer
+from model.tokenizer.base import Tokenizer
 from training.config import TrainConfig, TrainingError
 from training.data import Text
 from training.model_card import model_card

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import dump_json, write_checkpoint
+from model.checkpoint.files import dump_json, write_checkpoint
 from training.config import TrainConfig, TrainingError
 
 OWN = re.compile(r"step-\d{6,}|\.step-\d{6,}\.writing-\d+")

@@ -9,7 +9,7 @@ from model.gpt import GPT
 from model.kv_cache import CacheView, DecodeView, KVCache, PrefillView
 from model.params import SamplingParams
 from model.sampling import SamplerState, sample
-from model.tokenizer import Tokenizer
+from model.tokenizer.base import Tokenizer
 from model.window import window_start
 
 

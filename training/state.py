@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from model.checkpoint import CheckpointError, dump_json, parse_json, read_manifest, read_verified
+from model.checkpoint.files import CheckpointError, dump_json, parse_json, read_manifest, read_verified
 from model.gpt import GPT
 from training.config import TrainConfig
 from training.data import Text

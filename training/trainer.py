@@ -15,9 +15,9 @@ from statistics import fmean
 
 import torch
 
+from model.checkpoint.loading import LoadedCheckpoint, checkpoint_files, load_checkpoint
 from model.gpt import GPT
-from model.loading import LoadedCheckpoint, checkpoint_files, load_checkpoint
-from model.tokenizer import Tokenizer
+from model.tokenizer.base import Tokenizer
 from training.average import MovingAverage
 from training.compiling import compile_step
 from training.config import TrainConfig

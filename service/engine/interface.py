@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from model.params import SamplingParams
-from model.tokenizer import Tokenizer
+from model.tokenizer.base import Tokenizer
 
 FinishReason = Literal["length", "stop", "timeout"]
 State = Literal["loading", "running", "restarting", "failed", "stopping"]

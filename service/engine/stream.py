@@ -12,9 +12,9 @@ from array import array
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Self
 
-from model.tokenizer import Detokenizer
+from model.tokenizer.base import Detokenizer
 from service.engine.interface import Chunk, Completion, EngineError, FinishReason, GenerationRequest, ServedCheckpoint, TokenLogprob
-from service.engine.stop import StopMatcher
+from service.engine.stop_strings import StopMatcher
 
 if TYPE_CHECKING:
     from service.engine.supervisor import Supervisor

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from model.tokenizer import tokenizer_from_json
+from model.tokenizer.base import tokenizer_from_json
 from service.engine.interface import EngineFailed, QueueTimeout, ServedCheckpoint, State
-from service.engine.messages import Broken, Cancel, Heartbeat, Loading, Message, Ready, Start, Step, Submit, Unframer, frame, from_worker
 from service.engine.stream import EngineStream
+from service.worker.messages import Broken, Cancel, Heartbeat, Loading, Message, Ready, Start, Step, Submit, Unframer, frame, from_worker
 
 HANG_SECONDS = 3.0
 LOAD_SECONDS = 180.0
@@ -109,7 +109,7 @@ class Supervisor:
         """Start a worker process; our end of the socket pair that it inherits. No file is left behind, however either ends."""
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "service.engine.worker", str(theirs.fileno())]
+            command = [sys.executable, "-m", "service.worker", str(theirs.fileno())]
             root = Path(__file__).resolve().parents[2]
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=root, stdin=subprocess.DEVNULL)
         ours.setblocking(False)

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
-from model.checkpoint import write_checkpoint
+from model.checkpoint.files import write_checkpoint
+from model.checkpoint.loading import checkpoint_files
 from model.config import GPTConfig
 from model.gpt import GPT
-from model.loading import checkpoint_files
-from model.tokenizer import CharTokenizer, Tokenizer
+from model.tokenizer.base import CharTokenizer, Tokenizer
 from tests.browser.serving import Proxy, Serving
 
 CHROMIUM = Path("/usr/bin/chromium")

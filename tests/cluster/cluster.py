@@ -19,7 +19,7 @@ from tests.e2e.process import ROOT, environment
 
 LIMIT_S = 120.0
 """For what takes ten seconds on a quiet machine."""
-REPLICA, WORKER = "ray::ServeReplica", "service.engine.worker"
+REPLICA, WORKER = "ray::ServeReplica", "service.worker"
 
 
 class Cluster:

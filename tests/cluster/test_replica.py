@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from service import cluster, logs
+from service import cluster
 from service.settings import Settings
+from service.telemetry import logs
 from tests.e2e.checkpoints import make_catalogue
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model.checkpoint import read_manifest
-from service.server import FLUSH_S
+from model.checkpoint.files import read_manifest
+from service.http.server import FLUSH_S
 from service.settings import Settings
 from tests.container.conftest import FIGURES, Deploy
 from tests.container.deployment import ROOT, Deployment, build, checkpoint_id, docker, wait_for

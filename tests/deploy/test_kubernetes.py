@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from service.server import FLUSH_S
+from service.http.server import FLUSH_S
 from service.settings import Settings
 
 DIRECTORY = Path(__file__).parents[2] / "deploy" / "kubernetes"

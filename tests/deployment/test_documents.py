@@ -6,10 +6,10 @@ import re
 
 import pytest
 
+from service.api.schemas import GenerateBody
 from service.engine.interface import Engine
-from service.observability import Metrics
-from service.schemas import GenerateBody
 from service.settings import Settings
+from service.telemetry.metrics import Metrics
 from tests.deployment.proxies import DEPLOY
 from tests.e2e.process import ROOT
 from tests.service.fakes import FakeEngine

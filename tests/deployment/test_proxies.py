@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service import client as client_module
 from service.client import Folio
+from service.client import folio as client_module
 from tests.deployment.conftest import need
 from tests.deployment.proxies import NGINX, Nginx, Proxy, connections_to
 from tests.e2e.checkpoints import Catalogue

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint import read_manifest, write_checkpoint
+from model.checkpoint.files import read_manifest, write_checkpoint
+from model.checkpoint.loading import checkpoint_files
 from model.config import GPTConfig
 from model.gpt import GPT
-from model.loading import checkpoint_files
-from model.tokenizer import CharTokenizer
+from model.tokenizer.base import CharTokenizer
 
 TEXT = "\n abcdefghij"
 BLOCK = 32

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from service.api.schemas import GenerateBody
 from service.errors import STATUS
-from service.schemas import GenerateBody
 from service.settings import PRETRAINED
 from tests.e2e.process import ADMIN_KEY, LIMIT_S, Server, environment
 from tests.service.running import events, pieces

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from model.signature import new_private_key, public_key_text, sign
+from model.checkpoint.signature import new_private_key, public_key_text, sign
 from tests.e2e.checkpoints import Catalogue, make_checkpoint
 from tests.e2e.conftest import Start
 from tests.e2e.process import ADMIN, LIMIT_S, Server, code_of, serve

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from model.checkpoint.files import Checkpoint, read_checkpoint, write_checkpoint
+from model.checkpoint.loading import checkpoint_files, load_checkpoint
 from model.config import GPTConfig
 from model.gpt import GPT
-from model.loading import checkpoint_files, load_checkpoint
 from model.params import SamplingParams
-from model.tokenizer import CharTokenizer
-from service.engine.core import EngineCore
-from service.engine.messages import Submit
-from service.engine.native.runner import NativeRunner
-from service.engine.runner import Runner
-from service.engine.torch_runner import TorchRunner
+from model.tokenizer.base import CharTokenizer
+from service.worker.core import EngineCore
+from service.worker.messages import Submit
+from service.worker.runners.interface import Runner
+from service.worker.runners.native import NativeRunner
+from service.worker.runners.pytorch import TorchRunner
 
 TEXT = "\n abcdefghij"
 BLOCK = 32

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint import read_manifest, write_checkpoint
+from model.checkpoint.files import read_manifest, write_checkpoint
+from model.checkpoint.loading import checkpoint_files
 from model.config import GPTConfig
 from model.gpt import GPT
-from model.loading import checkpoint_files
-from model.tokenizer import CharTokenizer
+from model.tokenizer.base import CharTokenizer
 from service.engine.interface import CheckpointGone, CheckpointNotFound, CheckpointRefused, Chunk, EngineOptions, PromotionInProgress
 from tests.engine.conftest import BLOCK, TEXT
 from tests.engine.test_worker import gone, options, read, request, run, running, until, worker_pid

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from model.checkpoint import Checkpoint
+from model.checkpoint.files import Checkpoint
 from model.params import SamplingParams
-from service.engine.core import EngineCore
+from service.worker.core import EngineCore
 from tests.engine.conftest import BLOCK, LONG_BLOCK, Driver, MakeCore, Request, random_request
 
 NUM_GOLDEN = 208

@@ -7,10 +7,10 @@ from collections.abc import Sequence as Seq
 import pytest
 
 from model.params import SamplingParams
-from service.engine.core import EngineCore
-from service.engine.messages import Submit
-from service.engine.runner import Cursor, Drawn, Piece
-from service.engine.scheduler import ENCODE_SECONDS, MAX_BURST, MAX_ENCODE, Plan, Scheduler
+from service.worker.core import EngineCore
+from service.worker.messages import Submit
+from service.worker.runners.interface import Cursor, Drawn, Piece
+from service.worker.scheduler import ENCODE_SECONDS, MAX_BURST, MAX_ENCODE, Plan, Scheduler
 
 
 class CountingRunner:

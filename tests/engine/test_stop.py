@@ -8,7 +8,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.stop import StopMatcher
+from service.engine.stop_strings import StopMatcher
 
 
 def cut_by_find(text: str, stops: list[str]) -> int | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from model.params import SamplingParams
-from service.engine.client import EngineClient
+from service.engine.engine import EngineClient
 from service.engine.interface import (
     Chunk,
     Completion,
@@ -406,7 +406,7 @@ def test_a_checkpoint_that_cannot_be_served_fails_with_its_reason(options: Engin
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from service.engine.client import EngineClient
+from service.engine.engine import EngineClient
 from service.engine.interface import EngineOptions
 async def main():
     engine = EngineClient(EngineOptions(checkpoint=Path(sys.argv[1]), checkpoints=None, watch=None, trusted_keys=None,

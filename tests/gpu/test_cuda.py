@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from model.checkpoint.files import Checkpoint, read_checkpoint, write_checkpoint
+from model.checkpoint.loading import checkpoint_files, load_checkpoint
 from model.config import GPTConfig
 from model.generate import generate
 from model.gpt import GPT
-from model.loading import checkpoint_files, load_checkpoint
 from model.params import SamplingParams
-from model.tokenizer import CharTokenizer
-from service.engine.core import EngineCore
-from service.engine.loading import load
-from service.engine.messages import VERSION, Start
-from service.engine.torch_runner import TorchRunner
+from model.tokenizer.base import CharTokenizer
+from service.worker.core import EngineCore
+from service.worker.messages import VERSION, Start
+from service.worker.runners.pytorch import TorchRunner
+from service.worker.startup import load
 from tests.engine.conftest import BLOCK, TEXT, Driver, random_request
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]

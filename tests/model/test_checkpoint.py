@@ -15,12 +15,12 @@ import safetensors.torch
 import torch
 
 from model import load_checkpoint
-from model.checkpoint import MAX_JSON_BYTES, CheckpointError, read_checkpoint, write_checkpoint
+from model.checkpoint.files import MAX_JSON_BYTES, CheckpointError, read_checkpoint, write_checkpoint
+from model.checkpoint.loading import checkpoint_files
 from model.config import GPTConfig
 from model.generate import next_logits
 from model.gpt import GPT
-from model.loading import checkpoint_files
-from model.tokenizer import CharTokenizer
+from model.tokenizer.base import CharTokenizer
 
 TEXT = "hello, checkpoint\n" * 20
 

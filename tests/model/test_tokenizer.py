@@ -5,9 +5,8 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model import bpe
-from model.bpe import BPETokenizer
-from model.tokenizer import (
+from model.tokenizer import bpe
+from model.tokenizer.base import (
     ByteTokenizer,
     CharTokenizer,
     Detokenizer,
@@ -16,6 +15,7 @@ from model.tokenizer import (
     UnknownCharacterError,
     tokenizer_from_json,
 )
+from model.tokenizer.bpe import BPETokenizer
 
 SAMPLE = "the théâtre, the thé — 中文 中文 🙂🙂\n\n  the end\r\n" * 20
 BPE = BPETokenizer.from_text(SAMPLE, 280)

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from model.checkpoint import read_manifest
+from model.checkpoint.files import read_manifest
 from service.settings import PRETRAINED
 from tests.e2e.process import LIMIT_S, ROOT
 from tests.release.conftest import Dist, Installed, build

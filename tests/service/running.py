@@ -15,7 +15,7 @@ import httpx
 import uvloop
 
 from service.app import create_app
-from service.server import Server
+from service.http.server import Server
 from service.settings import Settings
 from tests.service.fakes import FakeEngine
 

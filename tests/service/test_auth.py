@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from service import auth
-from service.limits import TokenBucket
+from service.http import auth
+from service.http.rate_limit import TokenBucket
 from tests.service.fakes import FakeEngine, fake_checkpoint
 from tests.service.running import Running, request, wait_for
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from service import client as client_module
 from service.client import AsyncFolio, Folio, FolioError, Stream, main
+from service.client import folio as client_module
 from tests.service.fakes import FakeEngine
 from tests.service.running import Running, wait_for
 

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.errors import STATUS
-from service.logs import JsonFormatter
+from service.telemetry.logs import JsonFormatter
 from tests.service.fakes import FakeEngine
 from tests.service.running import Running, request, wait_for
 

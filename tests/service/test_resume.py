@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.resume import EventId, event_id_prefix, request_digest, short_checkpoint
+from service.api.event_id import EventId, event_id_prefix, request_digest, short_checkpoint
 
 CHECKPOINT = "sha256:" + "0123456789abcdef" * 4
 

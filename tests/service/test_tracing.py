@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from service import tracing
 from service.settings import Settings
+from service.telemetry import tracing
 from tests.service.fakes import FakeEngine
 from tests.service.running import Running, request, wait_for
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model import load_checkpoint
-from model.checkpoint import read_checkpoint
+from model.checkpoint.files import read_checkpoint
 from tests.training.conftest import write_text
 from tests.training.processes import Run, finish, flags, launch
 from training import data

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from model import load_checkpoint
-from model.checkpoint import CheckpointError, write_checkpoint
+from model.checkpoint.files import CheckpointError, write_checkpoint
+from model.checkpoint.loading import checkpoint_files
 from model.config import Activation, GPTConfig
 from model.gpt import GPT
-from model.loading import checkpoint_files
-from model.tokenizer import CharTokenizer
+from model.tokenizer.base import CharTokenizer
 from training.__main__ import main
 from training.config import TrainingError
 from training.huggingface import hf_tokenizer, import_hf

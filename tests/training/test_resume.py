@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from model.checkpoint import CheckpointError, read_checkpoint
+from model.checkpoint.files import CheckpointError, read_checkpoint
 from tests.training.processes import TINY, Run, minutes_long
 from training.config import TrainingError
 from training.data import load_text

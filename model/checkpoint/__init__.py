@@ -1,0 +1,1 @@
+"""A model on disk: a directory of safetensors and JSON."""

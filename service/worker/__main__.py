@@ -1,0 +1,122 @@
+"""The engine process: receive, step, publish. Started by `client` with one end of a socket pair, and gone when that closes.
+
+It holds nothing that cannot be rebuilt, so it never saves anything: the client sends every unfinished sequence to its successor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import select
+import signal
+import socket
+import sys
+import time
+
+from model.checkpoint.files import CheckpointError
+from service.worker.core import EngineCore
+from service.worker.messages import VERSION, Broken, Cancel, Heartbeat, Loading, Message, Start, Step, Submit, Unframer, frame, to_worker
+from service.worker.selftest import SelfTestError
+from service.worker.startup import UnusableError, load
+
+HEARTBEAT_SECONDS = 0.25
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+class SocketClosedError(Exception):
+    """The API process has closed its end: time to leave."""
+
+
+class Worker:
+    """``serve`` is the whole life: load, then loop."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.unframer = Unframer()
+        self.arrived: dict[int, float] = {}
+
+    def serve(self) -> None:
+        """Load what the first message names, then step until the socket closes."""
+        start = to_worker.decode(self.first_message())
+        assert isinstance(start, Start)
+        if start.version != VERSION:
+            self.send(Broken(f"worker speaks version {VERSION} of the messages, the API {start.version}: restart the service"))
+            return
+        try:
+            self.core, ready = load(start, lambda phase: self.send(Loading(phase)))
+        except (CheckpointError, UnusableError, SelfTestError, MemoryError) as error:
+            self.send(Broken(str(error)))
+            return
+        self.send(ready)
+        self.main_loop(self.core)
+
+    def main_loop(self, core: EngineCore) -> None:
+        """Receive without waiting while there is work; a heartbeat while there is none."""
+        while True:
+            self.receive(wait=not core.has_work)
+            if core.has_work:
+                self.publish(core)
+            else:
+                self.send(Heartbeat(core.steps))
+
+    def first_message(self) -> bytes:
+        """Block for one message."""
+        while True:
+            data = self.connection.recv(1 << 16)
+            if not data:
+                raise SocketClosedError
+            if messages := self.unframer.feed(data):
+                return messages[0]
+
+    def receive(self, *, wait: bool) -> None:
+        """Take what has arrived; with ``wait``, up to a heartbeat for something to arrive."""
+        timeout = HEARTBEAT_SECONDS if wait else 0.0
+        while select.select([self.connection], [], [], timeout)[0]:
+            data = self.connection.recv(1 << 20)
+            if not data:
+                raise SocketClosedError
+            for message in self.unframer.feed(data):
+                self.handle(to_worker.decode(message))
+            timeout = 0.0
+
+    def handle(self, message: Start | Submit | Cancel) -> None:
+        """One message."""
+        match message:
+            case Submit():
+                self.arrived[message.sequence] = time.monotonic()
+                self.core.submit(message)
+            case Cancel():
+                for sequence in message.sequences:
+                    self.core.cancel(sequence)
+                    self.arrived.pop(sequence, None)
+            case Start():
+                raise AssertionError("Start comes once")
+
+    def publish(self, core: EngineCore) -> None:
+        """One step, one message."""
+        now = time.monotonic()  # rows are given at the beginning of a step
+        result = core.step()
+        scheduler = core.scheduler
+        admitted = [(sequence, now - self.arrived.pop(sequence, now)) for sequence in result.admitted]
+        self.send(Step(admitted, result.outputs, core.steps, len(scheduler.running), len(scheduler.waiting)))
+
+    def send(self, message: Message) -> None:
+        """Blocks while the API is behind: it sets the pace."""
+        try:
+            self.connection.sendall(frame(message))
+        except (BrokenPipeError, ConnectionResetError):
+            raise SocketClosedError from None
+
+
+def main() -> None:
+    """``python -m service.worker FD``."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the API decides when to leave, also when the whole group is signalled
+    if sys.platform == "linux":  # a stopped worker cannot notice a closed socket
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(SocketClosedError):
+        Worker(socket.socket(fileno=int(sys.argv[1]))).serve()
+
+
+if __name__ == "__main__":
+    main()

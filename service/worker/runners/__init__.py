@@ -1,0 +1,1 @@
+"""The engines: the same step on each kind of hardware."""
