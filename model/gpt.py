@@ -113,6 +113,14 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
 
+    def set_dropout(self, p: float) -> None:
+        """Give every place that drops while training, attention included, the probability ``p``."""
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.p = p
+            elif isinstance(module, MultiHeadAttention):
+                module.dropout = p
+
     @property
     def num_parameters(self) -> int:
         """Number of trainable numbers."""

@@ -58,11 +58,15 @@ def train(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="default", help="where the other options come from (default: default)")
     parser.add_argument("--data", metavar="FILE", help="a UTF-8 text file (default: $FOLIO_DATA, else Tiny Shakespeare, downloaded)")
+    parser.add_argument(
+        "--init-from", metavar="CHECKPOINT", help="begin with the weights and the tokenizer of a checkpoint of the same shape"
+    )
     parser.add_argument("--out", metavar="RUN", help="directory of the run (default: runs/PRESET)")
     parser.add_argument("--dry-run", action="store_true", help="say what the run would take on this machine, and write nothing")
     add_fields(parser)
     options = parser.parse_args(arguments)
     config = dataclasses.replace(PRESETS[options.preset], **given_fields(vars(options)))
+    from model import load_checkpoint
     from training.data import load_text
     from training.distributed import join
     from training.dry_run import describe_cost
@@ -73,7 +77,8 @@ def train(arguments: Sequence[str]) -> int:
     if options.dry_run:
         print(describe_cost(Trainer(config, text, RunDirectory(out))))
         return 0
-    return finish(lambda: Trainer.start(config, text, out, join(config.device)))
+    init = load_checkpoint(options.init_from) if options.init_from else None
+    return finish(lambda: Trainer.start(config, text, out, join(config.device), init))
 
 
 def resume(arguments: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ from model.params import MAX_SEED
 
 AT_LEAST_ONE = ("vocab_size", "batch_size", "max_iters", "eval_interval", "save_interval", "log_interval")
 NOT_NEGATIVE = ("learning_rate", "muon_lr", "min_lr", "weight_decay", "grad_clip", "warmup_iters", "patience", "sample_chars", "seed")
-FRACTIONS = ("dropout", "ema", "beta1", "beta2")
+FRACTIONS = ("dropout", "ema", "beta1", "beta2", "calibration_fraction")
 
 
 class TrainingError(ValueError):
@@ -55,6 +55,10 @@ class TrainConfig:
     """What follows the warm-up: half a cosine, nothing, or a plateau and a straight descent (warm-up, stable, decay)."""
     decay_fraction: float = 0.4
     """The part of the run that WSD's descent takes."""
+    dropout_descent: bool = False
+    """Let dropout fall to 0 together with WSD's learning rate: what was learned noisily settles without noise."""
+    calibration_fraction: float = 0.0
+    """The part at the end of the training text that is never trained on; the temperature of the calibrated loss is found there."""
     weight_decay: float = 0.1
     """Decay of matrices (never of biases, LayerNorms or embeddings)."""
     beta1: float = 0.9

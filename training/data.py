@@ -113,7 +113,7 @@ def split_point(num_tokens: int) -> int:
 class Dataset:
     """Token ids of one text, the first 90 % for training and the rest for validation, on the device that trains."""
 
-    def __init__(self, text: Text, tokenizer: Tokenizer, block_size: int, device: torch.device) -> None:
+    def __init__(self, text: Text, tokenizer: Tokenizer, block_size: int, device: torch.device, calibration_fraction: float = 0.0) -> None:
         """Raises TrainingError for a text too short for one training window and one target, UnknownCharacterError."""
         ids = torch.tensor(tokenizer.encode(text.text), dtype=torch.uint8 if tokenizer.vocab_size <= 256 else torch.int32)
         cut = split_point(len(ids))
@@ -122,7 +122,8 @@ class Dataset:
                 f"{text.path or text.name} has {len(ids)} tokens: too few for a context of {block_size}; "
                 f"give a longer text or a smaller --block-size"
             )
-        self.train, self.val = ids[:cut].to(device), ids[cut:].to(device)
+        held = cut - int(calibration_fraction * cut)
+        self.train, self.calibration, self.val = (part.to(device) for part in (ids[:held], ids[held:cut], ids[cut:]))
         self.tokens_per_character = (len(self.val) - 1) / max(1, len(tokenizer.decode(self.val[1:].tolist())))
         self.block_size = block_size
         self.columns = torch.arange(block_size + 1, device=device)

@@ -4,34 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.gpt import GPT
 from training.config import TrainConfig
+from training.muon import Muon
 
 Optimizers = dict[str, torch.optim.Optimizer]
 
 
-def build_optimizers(model: GPT, config: TrainConfig) -> Optimizers:
+def build_optimizers(model: GPT, config: TrainConfig, dtype: torch.dtype) -> Optimizers:
     """AdamW for everything (Loshchilov and Hutter 2019), or Muon for the blocks' matrices and AdamW for the rest.
 
-    Decay is for matrices, never for biases, LayerNorms and embeddings. On CUDA the learning rate of AdamW is a tensor, so that a
-    captured step can follow the schedule.
+    Decay is for matrices, never for biases, LayerNorms and embeddings. On CUDA learning rates are tensors, so that a captured step can
+    follow the schedule. ``dtype`` is what the device multiplies fast.
     """
     muon, decayed, plain = split_parameters(model, config.optimizer == "muon")
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     device = model.lm_head.weight.device
     on_cuda = device.type == "cuda"
-    rate = torch.tensor(config.learning_rate, device=device) if on_cuda else config.learning_rate
-    adamw = torch.optim.AdamW(groups, lr=rate, betas=(config.beta1, config.beta2), fused=True, capturable=on_cuda)
+
+    def rate(value: float) -> float | Tensor:
+        return torch.tensor(value, device=device) if on_cuda else value
+
+    adamw = torch.optim.AdamW(groups, lr=rate(config.learning_rate), betas=(config.beta1, config.beta2), fused=True, capturable=on_cuda)
     if not muon:
         return {"adamw": adamw}
-    return {
-        "adamw": adamw,
-        "muon": torch.optim.Muon(muon, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=0.95, nesterov=True),
-    }
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    stacked = [parameter for parameter in muon if ".qkv." in names[parameter]]
+    whole = [parameter for parameter in muon if ".qkv." not in names[parameter]]
+    matrices: list[dict[str, Any]] = [
+        {"params": stacked, "parts": 3},
+        {"params": whole},
+    ]  # queries, keys and values are matrices of their own
+    return {"adamw": adamw, "muon": Muon(matrices, lr=rate(config.muon_lr), weight_decay=config.weight_decay, dtype=dtype)}
 
 
 def split_parameters(model: GPT, use_muon: bool) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
@@ -61,6 +70,14 @@ def schedule(config: TrainConfig, step: int) -> float:
         left = (config.max_iters - step) / max(1.0, config.decay_fraction * config.max_iters)
         return floor + min(1.0, left) * (1 - floor)
     return 1.0
+
+
+def dropout_at(config: TrainConfig, step: int) -> float:
+    """The dropout of a step, in the 256ths that a mask can have."""
+    if not config.dropout_descent or config.schedule != "wsd" or step < config.warmup_iters:
+        return config.dropout
+    left = (config.max_iters - step) / max(1.0, config.decay_fraction * config.max_iters)
+    return round(config.dropout * min(1.0, left) * 256) / 256
 
 
 def set_learning_rates(optimizers: Optimizers, config: TrainConfig, step: int) -> None:

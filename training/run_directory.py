@@ -50,10 +50,12 @@ class RunDocument:
     data_name: str
     data_sha256: str
     data_path: str | None
+    init_from: dict[str, Any] | None = None
+    """Id and steps of the checkpoint whose weights the run began with."""
 
     def to_json(self) -> dict[str, Any]:
         data = {"name": self.data_name, "sha256": self.data_sha256, "path": self.data_path}
-        return {"train": self.train.to_json(), "data": data}
+        return {"train": self.train.to_json(), "data": data} | ({"init_from": self.init_from} if self.init_from else {})
 
 
 class RunDirectory:
@@ -85,7 +87,7 @@ class RunDirectory:
             document = json.loads((path / "config.json").read_bytes())
             data = document["data"]
             train = TrainConfig.from_json(document["train"])
-            return cls(path), RunDocument(train, data["name"], data["sha256"], data.get("path"))
+            return cls(path), RunDocument(train, data["name"], data["sha256"], data.get("path"), document.get("init_from"))
         except TrainingError as error:
             raise TrainingError(f"{path / 'config.json'}: {error}") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.gpt import GPT
 from model.sampling import mix64
 from training.config import TrainConfig
 from training.data import Dataset
-from training.optim import Optimizers, set_learning_rates
+from training.optim import Optimizers, dropout_at, set_learning_rates
 
 WARM_UP_STEPS = 3
 """Ordinary steps before the capture: libraries start up and optimizer state comes into being."""
@@ -30,15 +31,17 @@ class TrainStep:
 
     def __init__(
         self,
+        model: GPT,
         forward: Forward,
-        parameters: list[torch.nn.Parameter],
         optimizers: Optimizers,
         data: Dataset,
         config: TrainConfig,
         dtype: torch.dtype,
         rows: range,
     ) -> None:
-        self.forward, self.parameters, self.optimizers = forward, parameters, optimizers
+        self.model, self.forward, self.optimizers = model, forward, optimizers
+        self.parameters = list(model.parameters())
+        self.dropout = config.dropout
         self.data, self.config, self.dtype = data, config, dtype
         self.rows = rows
         self.device = data.train.device
@@ -52,7 +55,10 @@ class TrainStep:
         return loss
 
     def prepare(self, step: int) -> None:
-        """Everything that differs from step to step: the dropout's seed, the learning rates, the batch's number."""
+        """Everything that differs from step to step: dropout and its seed, the learning rates, the batch's number."""
+        if (dropout := dropout_at(self.config, step)) != self.dropout:
+            self.dropout = dropout
+            self.model.set_dropout(dropout)
         torch.manual_seed(mix64(mix64(self.config.seed * 1_000_003 + step) + self.rows.start) >> 1)
         set_learning_rates(self.optimizers, self.config, step)
         self.step.fill_(step)
@@ -77,18 +83,19 @@ class TrainStep:
 
 
 class GraphedStep(TrainStep):
-    """The same step, replayed as one CUDA graph. Muon reads its learning rate on the host, so it stays outside the graph.
+    """The same step, replayed as one CUDA graph, which is captured again when dropout has fallen by a 256th.
 
     Replaying draws fresh dropout: a graph takes seed and offset from the device's generator, which `prepare` seeds every step.
     """
 
     graph: torch.cuda.CUDAGraph | None = None
+    graph_dropout = 0.0
     warm_ups = 0
     loss: Tensor
 
     def __call__(self, step: int) -> Tensor:
         self.prepare(step)
-        if self.graph is not None:
+        if self.graph is not None and self.graph_dropout == self.dropout:
             self.graph.replay()
         elif self.warm_ups < WARM_UP_STEPS:
             return self.warm_up()
@@ -96,7 +103,6 @@ class GraphedStep(TrainStep):
             self.capture()  # records, computes nothing
             assert self.graph is not None
             self.graph.replay()
-        self.update({name: o for name, o in self.optimizers.items() if name == "muon"})
         return self.loss.clone()  # the next replay overwrites it
 
     def warm_up(self) -> Tensor:
@@ -117,13 +123,13 @@ class GraphedStep(TrainStep):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self.loss = self.loss_and_gradient()
-            self.update({name: o for name, o in self.optimizers.items() if name != "muon"})
-        self.graph = graph
+            self.update(self.optimizers)
+        self.graph, self.graph_dropout = graph, self.dropout
 
 
 def build_step(
+    model: GPT,
     forward: Forward,
-    parameters: list[torch.nn.Parameter],
     optimizers: Optimizers,
     data: Dataset,
     config: TrainConfig,
@@ -133,4 +139,4 @@ def build_step(
     """A graph on one GPU; ordinary steps on a CPU, and where several processes exchange gradients."""
     alone = len(rows) == config.batch_size
     kind = GraphedStep if data.train.device.type == "cuda" and alone else TrainStep
-    return kind(forward, parameters, optimizers, data, config, dtype, rows)
+    return kind(model, forward, optimizers, data, config, dtype, rows)

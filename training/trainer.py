@@ -12,6 +12,7 @@ import signal
 import time
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -49,29 +50,33 @@ class Trainer:
         self.dtype = choose_dtype(config.dtype, self.device)
         prepare(config, self.device)
         self.tokenizer = tokenizer or build_tokenizer(config, text)
-        self.data = Dataset(text, self.tokenizer, config.block_size, self.device)
+        self.data = Dataset(text, self.tokenizer, config.block_size, self.device, config.calibration_fraction)
         torch.manual_seed(config.seed)
         self.model = GPT(config.model_config(self.tokenizer.vocab_size)).to(self.device)
         self.average = MovingAverage(self.model, config.ema) if config.ema else None
-        self.optimizers = build_optimizers(self.model, config)
+        self.optimizers = build_optimizers(self.model, config, self.dtype)
         self.losses = LossLog(self.device)
         self.state = TrainState()
+        self.origin: dict[str, Any] | None = None
         self.curve: list[Point] = []
         self.reporter = Reporter(
             directory, config, text, self.tokenizer, self.data.tokens_per_character, tensorboard=config.tensorboard and world.is_main
         )
         forward = world.wrap(self.model, self.device)
         rows = world.rows(config.batch_size)
-        self.step = build_step(forward, list(self.model.parameters()), self.optimizers, self.data, config, self.dtype, rows)
+        self.step = build_step(self.model, forward, self.optimizers, self.data, config, self.dtype, rows)
         if config.compile:
             compile_step(self.step)
 
     @classmethod
-    def start(cls, config: TrainConfig, text: Text, out: Path, world: World = ONE_PROCESS) -> Trainer:
-        """A new run in the directory ``out``. Raises TrainingError."""
-        trainer = cls(config, text, RunDirectory(out), world)
+    def start(cls, config: TrainConfig, text: Text, out: Path, world: World = ONE_PROCESS, init: LoadedCheckpoint | None = None) -> Trainer:
+        """A new run in the directory ``out``, from the weights and tokenizer of ``init`` if given. Raises TrainingError."""
+        trainer = cls(config, text, RunDirectory(out), world, init.tokenizer if init else None)
+        if init:
+            trainer.model.load_state_dict(init.model.state_dict())
+            trainer.origin = {"id": init.id, "steps": init.manifest.get("steps")}
         if world.is_main:
-            trainer.directory.create(RunDocument(config, text.name, text.sha256, text.path))
+            trainer.directory.create(RunDocument(config, text.name, text.sha256, text.path, trainer.origin))
         return trainer
 
     @classmethod
@@ -82,6 +87,7 @@ class Trainer:
         path = (directory.path / "last").resolve()
         last = load_checkpoint(path)
         trainer = cls(document.train, text, directory, world, last.tokenizer)
+        trainer.origin = document.init_from
         trainer.restore(path, last)
         return trainer
 
@@ -166,6 +172,8 @@ class Trainer:
             manifest = build_manifest(
                 self.state, self.curve, losses, self.config, self.text, self.data.tokens_per_character, self.device, self.dtype
             )
+            if self.origin:
+                manifest["init_from"] = self.origin
             self.directory.save(self.state.step, files, manifest, best=best)
 
     @property
