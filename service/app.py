@@ -12,10 +12,15 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import Scope
 
 from service.api import admin, generate, openai, pages, probes
 from service.engine.interface import Engine
-from service.http import access_log, auth, rate_limit, size_limits
+from service.errors import ApiError
+from service.http import auth, rate_limit, size_limits
+from service.http.access_log import AccessLog
+from service.http.linger import Linger
 from service.settings import Settings
 from service.state import Service
 from service.telemetry.metrics import Metrics
@@ -54,10 +59,10 @@ def layers(service: Service) -> list[Middleware]:
     origins = service.settings.cors_origins
     cors = [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED)]
     return [
-        Middleware(size_limits.Linger, service),
+        Middleware(Linger, service),
         *(cors if origins else []),
-        Middleware(access_log.Observe, service),
-        Middleware(access_log.HeaderLimit, service),
+        Middleware(AccessLog, service),
+        Middleware(size_limits.HeaderLimit, service),
         Middleware(auth.Auth, service),
         Middleware(rate_limit.KeyLimits, service),
         Middleware(size_limits.BodyLimit, service),
@@ -68,9 +73,26 @@ EXPOSED = ["X-Request-Id", "X-Seed", "X-Checkpoint", "X-Fingerprint", "Retry-Aft
 
 
 async def raise_refusal(request: Request, error: Exception) -> Response:
-    """The router's own errors go the way of all others, to ``Observe``."""
+    """The router's own errors go the way of all others, to ``AccessLog``."""
     assert isinstance(error, HTTPException)
-    raise access_log.http_refusal(error, request.scope) from None
+    raise router_error(error, request.scope) from None
+
+
+def router_error(error: HTTPException, scope: Scope) -> ApiError:
+    """What the router says (404, 405) as one of our errors."""
+    if error.status_code == 405:
+        refusal = ApiError("method_not_allowed", "this route does not take this method")
+        refusal.headers = {"Allow": ", ".join(allowed_methods(scope))}
+        return refusal
+    if error.status_code == 404:
+        return ApiError("not_found", "there is no such route")
+    return ApiError("invalid_request", str(error.detail))
+
+
+def allowed_methods(scope: Scope) -> list[str]:
+    """The methods of all routes that share a path; the router itself names only those of the first."""
+    routes = [route for route in scope["app"].routes if route.matches(scope)[0] != Match.NONE]
+    return sorted({method for route in routes for method in getattr(route, "methods", None) or ()})
 
 
 @asynccontextmanager

@@ -67,7 +67,6 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(1 << 20, ge=1024, description="largest request body")
     max_header_bytes: int = Field(16 << 10, ge=1024, description="largest request line and headers together")
-    max_headers: int = Field(100, ge=10, description="most header fields of a request")
     header_timeout_s: float = Field(10.0, gt=0, description="time for a request's headers to arrive")
     body_timeout_s: float = Field(30.0, gt=0, description="time for a request's body to arrive")
     idle_timeout_s: float = Field(75.0, gt=0, description="time that a connection may wait for its next request")

@@ -7,12 +7,12 @@ import asyncio
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from service.api.generate import record_of
 from service.api.openapi import CATALOGUE, PROMOTE, ROLLBACK
 from service.api.parsing import parse_body
 from service.api.schemas import PromoteBody
 from service.engine.catalogue import list_checkpoints, provenance
 from service.engine.interface import ServedCheckpoint
+from service.request_state import request_state
 from service.state import service_of
 
 router = APIRouter(prefix="/admin")
@@ -56,5 +56,5 @@ async def rollback(request: Request) -> Response:
 
 def promoted(request: Request, checkpoint: ServedCheckpoint) -> Response:
     """The answer of both."""
-    record_of(request).fields["checkpoint"] = checkpoint.id
+    request_state(request.scope).fields["checkpoint"] = checkpoint.id
     return JSONResponse({"checkpoint": checkpoint.id, "fingerprint": checkpoint.fingerprint}, headers=NO_STORE)

@@ -19,12 +19,12 @@ from service.api.schemas import CompletionBody
 from service.engine.interface import Chunk, Completion, ServedCheckpoint, TextStream, TokenLogprob
 from service.errors import ApiError, error_object
 from service.http.sse import Emit
+from service.request_state import RequestState
 from service.state import Service
-from service.telemetry.logs import Record
 from service.telemetry.metrics import Meter
 
 DONE = b"data: [DONE]\n\n"
-Consume = Callable[[TextStream, Meter, Callable[[Chunk], Awaitable[None]] | None, Record], Awaitable[Completion]]
+Consume = Callable[[TextStream, Meter, Callable[[Chunk], Awaitable[None]] | None, RequestState], Awaitable[Completion]]
 
 
 def plan_completions(service: Service, body: CompletionBody) -> list[Plan]:
@@ -135,9 +135,9 @@ class Completions:
     """Runs the choices beside each other; as a context it holds their streams."""
 
     def __init__(
-        self, choices: Choices, plans: list[Plan], streams: list[TextStream], meters: list[Meter], record: Record, consume: Consume
+        self, choices: Choices, plans: list[Plan], streams: list[TextStream], meters: list[Meter], state: RequestState, consume: Consume
     ) -> None:
-        self.choices, self.plans, self.streams, self.meters, self.record, self.consume = choices, plans, streams, meters, record, consume
+        self.choices, self.plans, self.streams, self.meters, self.state, self.consume = choices, plans, streams, meters, state, consume
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -152,7 +152,7 @@ class Completions:
         """Tokens of all choices; a prompt counts once for all of its own."""
         prompt = sum(len(plan.request.prompt) for plan in self.plans[:: self.choices.body.n])
         completion = sum(each.completion_tokens for each in completions)
-        self.record.fields |= {"prompt_tokens": prompt, "completion_tokens": completion}
+        self.state.fields |= {"prompt_tokens": prompt, "completion_tokens": completion}
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
     async def all(self, run: Callable[[int], Awaitable[Completion]]) -> list[Completion]:
@@ -167,7 +167,7 @@ class Completions:
 
     async def whole(self) -> bytes:
         """The reply as one JSON."""
-        completions = await self.all(lambda i: self.consume(self.streams[i], self.meters[i], None, self.record))
+        completions = await self.all(lambda i: self.consume(self.streams[i], self.meters[i], None, self.state))
         choices = []
         for index, (plan, completion) in enumerate(zip(self.plans, completions, strict=True)):
             logprobs = await self.logprobs(completion)
@@ -195,7 +195,7 @@ class Completions:
             async def each(chunk: Chunk) -> None:
                 await emit(self.choices.chunk(choice(index, chunk.text, self.choices.logprobs(chunk.logprobs))))
 
-            completion = await self.consume(self.streams[index], self.meters[index], each, self.record)
+            completion = await self.consume(self.streams[index], self.meters[index], each, self.state)
             await emit(self.choices.chunk(choice(index, "", None, completion)))
             return completion
 
@@ -204,7 +204,7 @@ class Completions:
 
     def fail(self, error: ApiError) -> bytes:
         """A failed stream's last event; no ``[DONE]`` follows, so no client takes it for a success."""
-        return b"data: %b\n\n" % json.dumps({"error": error_object(error, self.record.request_id, openai=True)}).encode("ascii")
+        return b"data: %b\n\n" % json.dumps({"error": error_object(error, self.state.request_id, openai=True)}).encode("ascii")
 
 
 def choice(index: int, text: str, logprobs: dict[str, list[Any]] | None, completion: Completion | None = None) -> dict[str, Any]:

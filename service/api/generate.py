@@ -16,8 +16,8 @@ from service.api.schemas import GenerateBody
 from service.engine.interface import Chunk, Completion, EngineStopping, TextStream
 from service.errors import CLIENT_GONE, ApiError, ClientGoneError, error_object
 from service.http.sse import Emit, EventStream, unless_gone
+from service.request_state import RequestState, request_state
 from service.state import Service, service_of
-from service.telemetry.logs import Record
 from service.telemetry.metrics import Meter, Where
 
 router = APIRouter()
@@ -26,20 +26,14 @@ router = APIRouter()
 @router.post("/generate", **GENERATE)
 async def generate(request: Request) -> Response:
     """Generate text after a prompt. The same request and seed give the same bytes, streamed or not, beside any others."""
-    service, record = service_of(request), record_of(request)
+    service, state = service_of(request), request_state(request.scope)
     body = parse_body(request.headers, await request.body(), GenerateBody)
     plan = plan_generate(service, body, last_event_id(request))
     (stream,) = service.admit(plan.request)
-    note(record, plan)
+    note(state, plan)
     if wants_stream(body, request.headers.get("accept", "")):
-        return NativeStream(service, plan, stream, record).response()
-    return await whole(service, plan, stream, record, request)
-
-
-def record_of(request: Request) -> Record:
-    """What the log will say of this request."""
-    record: Record = request.state.record
-    return record
+        return NativeStream(service, plan, stream, state).response()
+    return await whole(service, plan, stream, state, request)
 
 
 def last_event_id(request: Request) -> str | None:
@@ -58,11 +52,11 @@ def wants_stream(body: GenerateBody, accept: str) -> bool:
     return "application/json" not in types or "text/event-stream" in types
 
 
-def note(record: Record, plan: Plan) -> None:
+def note(state: RequestState, plan: Plan) -> None:
     """Numbers and hashes for the log."""
-    record.fields |= {"prompt_tokens": len(plan.request.prompt), "checkpoint": plan.checkpoint.id, "seed": plan.request.params.seed}
+    state.fields |= {"prompt_tokens": len(plan.request.prompt), "checkpoint": plan.checkpoint.id, "seed": plan.request.params.seed}
     if plan.resume_from is not None:
-        record.fields["resumed_at"] = plan.resume_from
+        state.fields["resumed_at"] = plan.resume_from
 
 
 def response_headers(plan: Plan) -> dict[str, str]:
@@ -75,7 +69,7 @@ def response_headers(plan: Plan) -> dict[str, str]:
     }
 
 
-async def consume(stream: TextStream, meter: Meter, each: Callable[[Chunk], Awaitable[None]] | None, record: Record) -> Completion:
+async def consume(stream: TextStream, meter: Meter, each: Callable[[Chunk], Awaitable[None]] | None, state: RequestState) -> Completion:
     """Read a stream to its end, metered; ``each`` gets every chunk."""
     try:
         async for chunk in stream:
@@ -86,11 +80,11 @@ async def consume(stream: TextStream, meter: Meter, each: Callable[[Chunk], Awai
         where: Where = "shutdown" if isinstance(error, EngineStopping) else meter.where
         stream.cancel(where)
         meter.cancelled(where)
-        record.fields |= {"cancelled": where, "completion_tokens": meter.index}
+        state.fields |= {"cancelled": where, "completion_tokens": meter.index}
         raise
     completion = stream.completion
     meter.finished(completion)
-    record.fields |= {
+    state.fields |= {
         "finish_reason": completion.finish_reason,
         "completion_tokens": completion.completion_tokens,
         "text_sha256": sha256_text(completion.text),
@@ -100,31 +94,31 @@ async def consume(stream: TextStream, meter: Meter, each: Callable[[Chunk], Awai
     return completion
 
 
-async def whole(service: Service, plan: Plan, stream: TextStream, record: Record, request: Request) -> Response:
+async def whole(service: Service, plan: Plan, stream: TextStream, state: RequestState, request: Request) -> Response:
     """The text as one JSON. It is read from the same stream, and ends like it when the client leaves."""
-    meter = Meter(service.metrics, record.started, len(plan.request.prompt))
+    meter = Meter(service.metrics, state.started, len(plan.request.prompt))
     async with stream:
         try:
-            completion = await unless_gone(request.receive, consume(stream, meter, None, record))
+            completion = await unless_gone(request.receive, consume(stream, meter, None, state))
         except ClientGoneError:
             return Response(status_code=CLIENT_GONE)
-    reply = await reply_json(plan, completion, record.request_id)
+    reply = await reply_json(plan, completion, state.request_id)
     return Response(reply, headers=response_headers(plan), media_type="application/json")
 
 
 class NativeStream:
     """One text as a stream of events."""
 
-    def __init__(self, service: Service, plan: Plan, stream: TextStream, record: Record) -> None:
-        self.service, self.plan, self.stream, self.record = service, plan, stream, record
-        self.events = Events(plan, record.request_id)
-        self.meter = Meter(service.metrics, record.started, len(plan.request.prompt), plan.resume_from or 0)
+    def __init__(self, service: Service, plan: Plan, stream: TextStream, state: RequestState) -> None:
+        self.service, self.plan, self.stream, self.state = service, plan, stream, state
+        self.events = Events(plan, state.request_id)
+        self.meter = Meter(service.metrics, state.started, len(plan.request.prompt), plan.resume_from or 0)
 
     def response(self) -> EventStream:
         """What the route returns."""
         keep_alive_s = self.service.settings.keep_alive_s
         headers = response_headers(self.plan)
-        return EventStream([self.stream], self.produce, self.fail, self.record, headers=headers, keep_alive_s=keep_alive_s)
+        return EventStream([self.stream], self.produce, self.fail, self.state, headers=headers, keep_alive_s=keep_alive_s)
 
     async def produce(self, emit: Emit) -> bytes:
         """All events but the last, which is returned."""
@@ -136,9 +130,9 @@ class NativeStream:
             logprobs = await all_logprobs_json(chunk.logprobs, tokenizer) if chunk.logprobs else ""
             await emit(self.events.text(chunk, logprobs))
 
-        completion = await consume(self.stream, self.meter, each, self.record)
-        return self.events.end(await reply_json(self.plan, completion, self.record.request_id))
+        completion = await consume(self.stream, self.meter, each, self.state)
+        return self.events.end(await reply_json(self.plan, completion, self.state.request_id))
 
     def fail(self, error: ApiError) -> bytes:
         """The last event of a stream that went wrong."""
-        return self.events.error(error_object(error, self.record.request_id, openai=False), self.meter.index, error.retryable)
+        return self.events.error(error_object(error, self.state.request_id, openai=False), self.meter.index, error.retryable)

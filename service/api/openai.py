@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from service.api.completions import Choices, Completions, plan_completions
-from service.api.generate import consume, record_of, response_headers
+from service.api.generate import consume, response_headers
 from service.api.openapi import COMPLETIONS, MODEL, MODELS
 from service.api.parsing import parse_body
 from service.api.schemas import CompletionBody
@@ -17,6 +17,7 @@ from service.engine.catalogue import provenance
 from service.engine.interface import ServedCheckpoint
 from service.errors import CLIENT_GONE, ApiError, ClientGoneError
 from service.http.sse import EventStream, unless_gone
+from service.request_state import request_state
 from service.state import Service, service_of
 from service.telemetry.metrics import Meter
 
@@ -26,19 +27,19 @@ router = APIRouter(prefix="/v1")
 @router.post("/completions", **COMPLETIONS)
 async def completions(request: Request) -> Response:
     """OpenAI's completions: text or token ids in, one or more choices out, streamed or not."""
-    service, record = service_of(request), record_of(request)
+    service, state = service_of(request), request_state(request.scope)
     body = parse_body(request.headers, await request.body(), CompletionBody)
     plans = plan_completions(service, body)
     streams = service.admit(*(plan.request for plan in plans))
-    meters = [Meter(service.metrics, record.started, len(plan.request.prompt)) for plan in plans]
+    meters = [Meter(service.metrics, state.started, len(plan.request.prompt)) for plan in plans]
     head = plans[0].checkpoint
-    choices = Choices(head, body, f"cmpl-{record.request_id}", int(time.time()))
-    work = Completions(choices, plans, streams, meters, record, consume)
+    choices = Choices(head, body, f"cmpl-{state.request_id}", int(time.time()))
+    work = Completions(choices, plans, streams, meters, state, consume)
     headers = response_headers(plans[0])
-    record.fields |= {"checkpoint": head.id, "choices": len(plans), "seed": plans[0].request.params.seed}
+    state.fields |= {"checkpoint": head.id, "choices": len(plans), "seed": plans[0].request.params.seed}
     if body.stream:
         keep_alive_s = service.settings.keep_alive_s
-        return EventStream(streams, work.produce, work.fail, record, headers=headers, keep_alive_s=keep_alive_s)
+        return EventStream(streams, work.produce, work.fail, state, headers=headers, keep_alive_s=keep_alive_s)
     async with work:
         try:
             reply = await unless_gone(request.receive, work.whole())

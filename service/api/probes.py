@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from service.api import schemas
 from service.api.openapi import HEALTHZ, INFO, METRICS, READYZ
 from service.engine.interface import ServedCheckpoint
+from service.request_state import request_state
 from service.state import Service, service_of
 
 router = APIRouter()
@@ -46,7 +47,7 @@ async def readyz(request: Request) -> Response:
 
 def unavailable(request: Request, code: str, message: str) -> Response:
     """503 of a probe; not a refused request, so it counts for no metric."""
-    error = {"code": code, "message": message, "param": None, "request_id": request.state.record.request_id}
+    error = {"code": code, "message": message, "param": None, "request_id": request_state(request.scope).request_id}
     return JSONResponse({"error": error}, 503, NO_STORE | {"Retry-After": "1"})
 
 

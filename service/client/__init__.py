@@ -1,5 +1,8 @@
-"""What users call: `Folio`, `AsyncFolio` and ``folio-generate``. Needs httpx alone."""
+"""What users call: `Folio`, `AsyncFolio` and ``folio-generate``. Needs httpx and httpx-sse, and nothing else of the service."""
 
-from service.client.folio import AsyncFolio, Folio, FolioError, Stream, main
+from service.client.asynchronous import AsyncFolio
+from service.client.command import main
+from service.client.stream import FolioError, Stream
+from service.client.sync import Folio
 
 __all__ = ["AsyncFolio", "Folio", "FolioError", "Stream", "main"]

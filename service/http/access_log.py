@@ -1,8 +1,8 @@
-"""The layers around the routes, each a small pure ASGI class (Starlette's ``BaseHTTPMiddleware`` defeats back-pressure).
+"""The outermost layer of ours: gives a request its id, turns every exception into an answer, and writes one line when all is sent.
 
-    Linger → CORS → Observe → HeaderLimit → Auth → KeyLimits → BodyLimit → routes
+    Linger → CORS → AccessLog → HeaderLimit → Auth → KeyLimits → BodyLimit → routes
 
-What a layer refuses, it raises; ``Observe`` turns every exception into an answer, a metric and a line of the log.
+Each layer is a small pure ASGI class: Starlette's ``BaseHTTPMiddleware`` defeats back-pressure. What a layer refuses, it raises.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import re
 import time
 import uuid
 
-from starlette.exceptions import HTTPException
-from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.engine.interface import EngineError
 from service.errors import CLIENT_GONE, ApiError, as_api_error, error_response, is_openai
+from service.request_state import RequestState
 from service.state import Service
-from service.telemetry.logs import Record, logger
+from service.telemetry.logs import logger
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 SECURITY_HEADERS = [
@@ -28,12 +27,13 @@ SECURITY_HEADERS = [
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
 DEFAULT_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-QUIET = ("/healthz", "/readyz", "/metrics")
+LOGGED_METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS"})
+QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 """Routes that machines poll; logged at debug level."""
 
 
-class Observe:
-    """Gives each request its id and its record, answers exceptions, counts refusals, and writes one line when all is sent."""
+class AccessLog:
+    """Answers exceptions, counts refusals, logs and traces what was answered."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
@@ -43,49 +43,50 @@ class Observe:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = Record(request_id(scope), time.monotonic())
-        scope.setdefault("state", {})["record"] = record
-        answer = Answer(send, record.request_id.encode())
+        state = RequestState(request_id(scope), time.monotonic())
+        scope.setdefault("state", {})["request"] = state
+        answer = Answer(send, state.request_id.encode())
         try:
             await self.app(scope, receive, answer.send)
         except Exception as error:
-            await self.answer(error, scope, receive, answer, record)
+            await self.answer(error, scope, receive, answer, state)
         finally:
-            self.finish(scope, record, answer)
+            self.finish(scope, state, answer)
 
-    async def answer(self, error: Exception, scope: Scope, receive: Receive, answer: Answer, record: Record) -> None:
+    async def answer(self, error: Exception, scope: Scope, receive: Receive, answer: Answer, state: RequestState) -> None:
         """Say what went wrong, if the status line is not out yet."""
         if not isinstance(error, ApiError | EngineError):
-            fields = {"request_id": record.request_id}
+            fields = {"request_id": state.request_id}
             logger.error("a request failed", exc_info=error, extra={"fields": fields})
         refusal = as_api_error(error)
-        record.code = refusal.code
+        state.code = refusal.code
         if answer.status:
             raise error  # the connection is cut, so that nobody takes half an answer for a whole one
-        await error_response(refusal, record.request_id, openai=is_openai(scope["path"]))(scope, receive, answer.send)
+        response = error_response(refusal, state.request_id, openai=is_openai(scope["path"]))
+        await response(scope, receive, answer.send)
 
-    def finish(self, scope: Scope, record: Record, answer: Answer) -> None:
+    def finish(self, scope: Scope, state: RequestState, answer: Answer) -> None:
         """Count, log and trace."""
-        if record.code:
-            self.service.metrics.refused.labels(record.code).inc()
+        if state.code:
+            self.service.metrics.refused.labels(state.code).inc()
         route = getattr(scope.get("route"), "path", "unmatched")
         level = logging.DEBUG if route in QUIET else logging.INFO
         tracing = None if route in QUIET else self.service.tracing
         if tracing is None and not logger.isEnabledFor(level):
             return
         fields = {
-            "request_id": record.request_id,
-            "method": scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "other",
+            "request_id": state.request_id,
+            "method": scope["method"] if scope["method"] in LOGGED_METHODS else "other",
             "route": route,
             "status": answer.status or CLIENT_GONE,
-            "ms": round((time.monotonic() - record.started) * 1e3, 3),
+            "ms": round((time.monotonic() - state.started) * 1e3, 3),
             "bytes": answer.size,
-            "key": record.key,
-            "code": record.code,
-        } | record.fields
+            "key": state.key,
+            "code": state.code,
+        } | state.fields
         logger.log(level, "request", extra={"fields": fields})
         if tracing is not None:
-            tracing.request(scope, record, fields)
+            tracing.request(scope, state, fields)
 
 
 class Answer:
@@ -117,37 +118,3 @@ def request_id(scope: Scope) -> str:
         given: bytes = sent[0]
         return given.decode("ascii")
     return uuid.uuid4().hex
-
-
-class HeaderLimit:
-    """431 for a request line and headers that are too many or too large (`service.protocol` stops those that never end)."""
-
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app = app
-        self.max_bytes, self.max_count = service.settings.max_header_bytes, service.settings.max_headers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            size = len(scope.get("raw_path", b"")) + len(scope["query_string"]) + sum(len(n) + len(v) + 4 for n, v in scope["headers"])
-            if size > self.max_bytes:
-                raise ApiError("headers_too_large", f"request line and headers have {size} bytes, at most {self.max_bytes} are taken")
-            if len(scope["headers"]) > self.max_count:
-                raise ApiError("headers_too_large", f"{len(scope['headers'])} header fields, at most {self.max_count} are taken")
-        await self.app(scope, receive, send)
-
-
-def http_refusal(error: HTTPException, scope: Scope) -> ApiError:
-    """What the router says (404, 405) as one of our errors."""
-    if error.status_code == 405:
-        refusal = ApiError("method_not_allowed", "this route does not take this method")
-        refusal.headers = {"Allow": ", ".join(allowed_methods(scope))}
-        return refusal
-    if error.status_code == 404:
-        return ApiError("not_found", "there is no such route")
-    return ApiError("invalid_request", str(error.detail))
-
-
-def allowed_methods(scope: Scope) -> list[str]:
-    """The methods of all routes that share a path; the router itself names only those of the first."""
-    routes = [route for route in scope["app"].routes if route.matches(scope)[0] != Match.NONE]
-    return sorted({method for route in routes for method in getattr(route, "methods", None) or ()})

@@ -8,8 +8,8 @@ import hmac
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ApiError
+from service.request_state import RequestState, request_state
 from service.state import Service
-from service.telemetry.logs import Record
 
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/favicon.ico"})
 OPEN_PREFIX = "/playground/"
@@ -38,17 +38,17 @@ class Auth:
 
     def check(self, scope: Scope) -> None:
         """Raises ApiError."""
-        path, record = scope["path"], scope["state"]["record"]
+        path, state = scope["path"], request_state(scope)
         is_admin_route = path == ADMIN_PREFIX or path.startswith(ADMIN_PREFIX + "/")
         if not is_admin_route and (not self.keys or is_open(scope["method"], path)):
             return
         if is_admin_route and self.admin is None and not self.keys:
             raise ApiError("forbidden", "no admin key is configured")
-        digest = self.identify(scope, record)
+        digest = self.identify(scope, state)
         if is_admin_route and not (self.admin and hmac.compare_digest(digest, self.admin)):
             raise ApiError("forbidden", "this route takes the admin key" if self.admin else "no admin key is configured")
 
-    def identify(self, scope: Scope, record: Record) -> bytes:
+    def identify(self, scope: Scope, state: RequestState) -> bytes:
         """The hash of the valid key that a request carries. Every key is compared, whichever matches. Raises ApiError."""
         values = [value for name, value in scope["headers"] if name == b"authorization"]
         scheme, _, key = (values[0].rstrip(b" \t") if len(values) == 1 else b"").partition(b" ")
@@ -56,7 +56,7 @@ class Auth:
         matches = [hmac.compare_digest(digest, known) for known in (*self.keys, *([self.admin] if self.admin else []))]
         if scheme.lower() != b"bearer" or not any(matches):
             raise ApiError("unauthorized", "a valid key is needed: Authorization: Bearer KEY", param="Authorization")
-        record.key = digest.hex()[:12]
+        state.key = digest.hex()[:12]
         return digest
 
 

@@ -16,7 +16,8 @@ from uvicorn._types import ASGI3Application, ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import STATUS
-from service.http.size_limits import LINGER_BYTES, LINGER_S, declared_length
+from service.http.linger import LINGER_BYTES, LINGER_S
+from service.http.size_limits import declared_length
 from service.settings import Settings
 
 WRITE_BUFFER_BYTES = 32 << 10

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ApiError
+from service.request_state import request_state
 from service.state import Service
 
 LIMITED_PATHS = frozenset({"/generate", "/v1/completions"})
@@ -50,7 +51,7 @@ class KeyLimits:
         if scope["type"] != "http" or scope["path"] not in LIMITED_PATHS:
             await self.app(scope, receive, send)
             return
-        key = scope["state"]["record"].key
+        key = request_state(scope).key
         self.check(key)
         self.running[key] += 1
         try:

@@ -1,4 +1,4 @@
-"""Request bodies: bounded in size and time, read whole before a route runs; refusals that outlive a client's sending."""
+"""Headers and bodies: bounded in size, bodies in time too, and read whole before a route runs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import ApiError
 from service.state import Service
 
-LINGER_BYTES = 8 << 20
-LINGER_S = 2.0
+FIELD_BYTES = len(": \r\n")
 
 
 def declared_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
@@ -23,6 +22,22 @@ def declared_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
         if name == b"content-length":
             length = int(value)  # the HTTP parser has checked it
     return length
+
+
+class HeaderLimit:
+    """431 for a request line and headers that are too large (`service.http.protocol` stops those that never end)."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app = app
+        self.max_bytes = service.settings.max_header_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            target = len(scope.get("raw_path", b"")) + len(scope["query_string"])
+            size = target + sum(len(name) + len(value) + FIELD_BYTES for name, value in scope["headers"])
+            if size > self.max_bytes:
+                raise ApiError("headers_too_large", f"request line and headers have {size} bytes, at most {self.max_bytes} are taken")
+        await self.app(scope, receive, send)
 
 
 class BodyLimit:
@@ -70,61 +85,3 @@ def replay(body: bytes, receive: Receive) -> Receive:
         return pending.pop() if pending else await receive()
 
     return replayed
-
-
-class Linger:
-    """An answer given before the body has arrived is sent at once, then the body is drained for a while, then the connection ends.
-
-    Closing at once would reset the connection, and a client that is still sending would never read why it was refused.
-    """
-
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or declared_length(scope["headers"]) == 0:
-            await self.app(scope, receive, send)
-            return
-        exchange = Exchange(scope, receive, send)
-        await self.app(scope, exchange.receive, exchange.send)
-
-
-class Exchange:
-    """One request with a body, and how much of it has arrived."""
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._receive, self._send = receive, send
-        self.waits_for_100 = any(name == b"expect" for name, _ in scope["headers"])
-        self.arriving = True
-
-    async def receive(self) -> Message:
-        """ASGI's receive."""
-        self.waits_for_100 = False
-        message = await self._receive()
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
-            self.arriving = False
-        return message
-
-    async def send(self, message: Message) -> None:
-        """ASGI's send."""
-        if self.arriving and message["type"] == "http.response.start":
-            if not self.waits_for_100:
-                await self.drain(0)  # what is here already costs no connection
-            if self.arriving:
-                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
-        if self.arriving and message["type"] == "http.response.body" and not message.get("more_body", False):
-            await self._send({**message, "more_body": True})
-            if not self.waits_for_100:  # nobody sends what was not asked for
-                await self.drain(LINGER_S)
-            message = {"type": "http.response.body", "body": b"", "more_body": False}
-        await self._send(message)
-
-    async def drain(self, seconds: float) -> None:
-        """Read and forget."""
-        size = 0
-        try:
-            async with asyncio.timeout(seconds):
-                while self.arriving and size < LINGER_BYTES:
-                    size += len((await self.receive()).get("body", b""))
-        except TimeoutError:
-            pass

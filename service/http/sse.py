@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.engine.interface import TextStream
 from service.errors import ApiError, ClientGoneError, as_api_error
-from service.telemetry.logs import Record
+from service.request_state import RequestState
 
 logger = logging.getLogger("folio")
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class EventStream(Response):
         streams: Sequence[TextStream],
         produce: Callable[[Emit], Coroutine[Any, Any, bytes]],
         fail: Callable[[ApiError], bytes],
-        record: Record,
+        state: RequestState,
         *,
         headers: dict[str, str],
         keep_alive_s: float,
@@ -68,7 +68,7 @@ class EventStream(Response):
         self.streams = streams
         self.produce = produce
         self.fail = fail
-        self.record = record
+        self.state = state
         self.keep_alive_s = keep_alive_s
         self.background = None
         self.status_code = 200
@@ -91,9 +91,9 @@ class EventStream(Response):
             last = await self.produce(writer.send)
         except Exception as error:
             refusal = as_api_error(error)
-            self.record.code = refusal.code
+            self.state.code = refusal.code
             if refusal.status == 500:
-                logger.error("a stream failed", exc_info=error, extra={"fields": {"request_id": self.record.request_id}})
+                logger.error("a stream failed", exc_info=error, extra={"fields": {"request_id": self.state.request_id}})
             last = self.fail(refusal)
         await writer.end(last)
 

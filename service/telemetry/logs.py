@@ -6,24 +6,9 @@ import json
 import logging
 import time
 import traceback
-from dataclasses import dataclass, field
 from typing import Any
 
 logger = logging.getLogger("folio")
-
-
-@dataclass(slots=True)
-class Record:
-    """What is known of one request; routes add numbers and hashes to ``fields``."""
-
-    request_id: str
-    started: float
-    """``time.monotonic()`` when its headers had arrived."""
-    key: str | None = None
-    """The first digits of the hash of the key that it came with."""
-    code: str | None = None
-    """The code of the error that it ended with."""
-    fields: dict[str, Any] = field(default_factory=dict)
 
 
 class JsonFormatter(logging.Formatter):

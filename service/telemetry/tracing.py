@@ -17,8 +17,9 @@ from typing import Any
 
 from starlette.types import Scope
 
+from service.request_state import RequestState
 from service.settings import Settings, has_opentelemetry
-from service.telemetry.logs import Record, logger
+from service.telemetry.logs import logger
 
 STANDARD_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PARENT_HEADERS = ("traceparent", "tracestate")
@@ -59,12 +60,12 @@ class Tracing:
         self.tracer = self.provider.get_tracer("folio")
         self.propagator = TraceContextTextMapPropagator()
 
-    def request(self, scope: Scope, record: Record, fields: Mapping[str, Any]) -> None:
+    def request(self, scope: Scope, state: RequestState, fields: Mapping[str, Any]) -> None:
         """The span of a request that has just ended."""
         from opentelemetry.trace import SpanKind, StatusCode
 
         end = time.time_ns()
-        start = end - int((time.monotonic() - record.started) * 1e9)
+        start = end - int((time.monotonic() - state.started) * 1e9)
         parents = {name: value.decode("latin-1") for key, value in scope["headers"] if (name := key.decode("latin-1")) in PARENT_HEADERS}
         span = self.tracer.start_span(
             f"{fields['method']} {fields['route']}",

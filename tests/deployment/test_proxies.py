@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from service.client import Folio
-from service.client import folio as client_module
+from service.client import stream as client_module
 from tests.deployment.conftest import need
 from tests.deployment.proxies import NGINX, Nginx, Proxy, connections_to
 from tests.e2e.checkpoints import Catalogue
@@ -143,7 +143,7 @@ def test_our_client_goes_on_after_the_proxy_was_killed(server: Server, proxy: Pr
 
 def test_our_client_goes_on_after_the_service_was_killed(catalogue: Catalogue, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Meanwhile the proxy says that the service is away, and a client of ours takes that for a reason to wait."""
-    monkeypatch.setattr(client_module, "ATTEMPTS", 1_000)
+    monkeypatch.setattr(client_module, "MAX_ATTEMPTS", 1_000)
     body = {"max_new_tokens": 20_000, "seed": 3}
     first = serve(catalogue)
     own = type(proxy)(first.port)

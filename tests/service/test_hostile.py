@@ -81,12 +81,11 @@ def test_a_compressed_bomb_is_not_unpacked(shared: Running) -> None:
     "extra",
     [
         "X-Large: " + "a" * 20_000 + "\r\n",
-        "".join(f"X-{i}: a\r\n" for i in range(200)),
         "Authorization: Bearer " + "k" * 1_000_000 + "\r\n",
         "".join(f"X-{i}: a\r\n" for i in range(10_000)),
     ],
 )
-def test_headers_too_large_or_too_many(shared: Running, extra: str) -> None:
+def test_headers_too_large(shared: Running, extra: str) -> None:
     """LESSONS 46: one giant header exhausted memory."""
     answer = shared.raw(request(SHORT, extra=extra))
     assert (answer.status, answer.code) == (431, "headers_too_large")
