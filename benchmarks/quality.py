@@ -23,7 +23,7 @@ from model.gpt import GPT
 from model.params import SamplingParams
 from service.worker.core import EngineCore
 from service.worker.messages import Submit
-from service.worker.runners.interface import Piece
+from service.worker.runners.interface import PrefillChunk
 from service.worker.runners.native import MAX_ENCODE, NativeRunner
 from training.evaluate import full_loss
 
@@ -38,7 +38,7 @@ def native_loss(runner: NativeRunner, ids: list[int], block: int) -> float:
         window, targets = ids[start : start + block][: len(ids) - 1 - start], ids[start + 1 : start + block + 1]
         for at in range(0, len(window), MAX_ENCODE):
             part = window[at : at + MAX_ENCODE]
-            runner.forward([Piece(0, at, part)], logits)
+            runner.forward([PrefillChunk(0, at, part)], logits)
             x = logits[: len(part)].astype(np.float64)
             x -= x.max(1, keepdims=True)
             total -= (x[np.arange(len(part)), targets[at : at + len(part)]] - np.log(np.exp(x).sum(1))).sum()

@@ -1,6 +1,6 @@
-"""The engine process: receive, step, publish. Started by `client` with one end of a socket pair, and gone when that closes.
+"""The worker process: receive, step, publish. The API process starts it with one end of a socket pair; it leaves when that closes.
 
-It holds nothing that cannot be rebuilt, so it never saves anything: the client sends every unfinished sequence to its successor.
+It holds nothing that cannot be rebuilt and saves nothing: its successor is sent every unfinished sequence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from service.worker.messages import VERSION, Broken, Cancel, Heartbeat, Loading,
 from service.worker.selftest import SelfTestError
 from service.worker.startup import UnusableError, load
 
-HEARTBEAT_SECONDS = 0.25
+HEARTBEAT_S = 0.25
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
@@ -33,7 +33,7 @@ class Worker:
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.unframer = Unframer()
-        self.arrived: dict[int, float] = {}
+        self.arrived: dict[int, float] = {}  # sequence → time, until it gets a row
 
     def serve(self) -> None:
         """Load what the first message names, then step until the socket closes."""
@@ -70,7 +70,7 @@ class Worker:
 
     def receive(self, *, wait: bool) -> None:
         """Take what has arrived; with ``wait``, up to a heartbeat for something to arrive."""
-        timeout = HEARTBEAT_SECONDS if wait else 0.0
+        timeout = HEARTBEAT_S if wait else 0.0
         while select.select([self.connection], [], [], timeout)[0]:
             data = self.connection.recv(1 << 20)
             if not data:
@@ -94,14 +94,14 @@ class Worker:
 
     def publish(self, core: EngineCore) -> None:
         """One step, one message."""
-        now = time.monotonic()  # rows are given at the beginning of a step
+        now = time.monotonic()  # rows are given at the start of a step
         result = core.step()
         scheduler = core.scheduler
         admitted = [(sequence, now - self.arrived.pop(sequence, now)) for sequence in result.admitted]
         self.send(Step(admitted, result.outputs, core.steps, len(scheduler.running), len(scheduler.waiting)))
 
     def send(self, message: Message) -> None:
-        """Blocks while the API is behind: it sets the pace."""
+        """Blocks while the API process does not read: the worker never runs ahead of it."""
         try:
             self.connection.sendall(frame(message))
         except (BrokenPipeError, ConnectionResetError):
@@ -111,8 +111,8 @@ class Worker:
 def main() -> None:
     """``python -m service.worker FD``."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the API decides when to leave, also when the whole group is signalled
-    if sys.platform == "linux":  # a stopped worker cannot notice a closed socket
+        signal.signal(number, signal.SIG_IGN)  # Ctrl-C signals the whole group, but the API process decides when to leave
+    if sys.platform == "linux":  # a worker that is stopped (SIGSTOP) cannot notice a closed socket
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     with contextlib.suppress(SocketClosedError):
         Worker(socket.socket(fileno=int(sys.argv[1]))).serve()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.worker.messages import Output, Submit
@@ -13,19 +14,24 @@ from service.worker.sequence import Sequence
 
 @dataclass(slots=True)
 class StepResult:
-    """What one step did: who got a row, and what was drawn."""
+    """What one step did: the ids that got a row, and what was sampled."""
 
     admitted: list[int]
     outputs: list[Output]
 
 
 class EngineCore:
-    """Continuous batching over a fixed pool of rows; ``submit``, ``cancel``, ``step``."""
+    """Continuous batching over a fixed number of rows: ``submit``, ``cancel``, ``step``."""
 
-    def __init__(self, runner: Runner, *, block_size: int, stride: int, start_token: int) -> None:
+    def __init__(
+        self, runner: Runner, *, block_size: int, stride: int, start_token: int, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.runner = runner
-        self.scheduler = Scheduler(runner.rows, runner.chunk)
-        self.block_size, self.stride, self.start_token = block_size, stride, start_token
+        self.scheduler = Scheduler(runner.rows, runner.chunk_size)
+        self.block_size = block_size
+        self.stride = stride
+        self.start_token = start_token
+        self.clock = clock
         self.steps = 0
 
     @property
@@ -48,20 +54,20 @@ class EngineCore:
         self.scheduler.add(sequence, request.order)
 
     def cancel(self, sequence_id: int) -> None:
-        """Forget a request; its row is free for the next step."""
+        """Drop a request; its row is free for the next step."""
         self.scheduler.cancel(sequence_id)
 
     def step(self) -> StepResult:
-        """Schedule, encode, decode a burst, and say what came of it."""
-        plan = self.scheduler.schedule()
-        for s in plan.admitted:
+        """Schedule, prefill, decode, and say what came of it."""
+        batch = self.scheduler.schedule()
+        for s in batch.admitted:
             self.runner.set_row(s.row, s.params, s.prompt, s.tokens[s.num_prompt :])
-        began = time.perf_counter()
-        self.runner.encode(plan.pieces)
-        encoded = time.perf_counter()
-        drawn = self.runner.decode(plan.cursors) if plan.cursors else []
-        finished = self.scheduler.update(plan, drawn, encoded - began, time.perf_counter() - encoded)
-        self.steps += max((cursor.steps for cursor in plan.cursors), default=0)
+        began = self.clock()
+        self.runner.prefill(batch.chunks)
+        prefilled = self.clock()
+        sampled = self.runner.decode(batch.slots) if batch.slots else []
+        finished = self.scheduler.update(batch, sampled, prefilled - began, self.clock() - prefilled)
+        self.steps += batch.num_decode_steps
         ended = {s.id for s in finished}
-        outputs = [Output(s.id, d.tokens, s.id in ended, d.logprobs) for s, d in zip(plan.batch, drawn, strict=True)]
-        return StepResult([s.id for s in plan.admitted], outputs)
+        outputs = [Output(s.id, t.tokens, s.id in ended, t.logprobs) for s, t in zip(batch.sequences, sampled, strict=True)]
+        return StepResult([s.id for s in batch.admitted], outputs)

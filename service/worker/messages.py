@@ -1,7 +1,7 @@
 """What crosses the socket between API and worker: msgpack arrays, each behind its length in four bytes. No torch.
 
     API → worker    Start, then Submit and Cancel
-    worker → API    Loading…, Ready or Broken, then Step (one for each burst) and Heartbeat (while idle)
+    worker → API    Loading…, Ready or Broken, then Step (one for each engine step) and Heartbeat (while idle)
 
 Every type is an array with its name in front. `VERSION` is checked in Start: both ends come from one installation, but an upgrade
 under a running server would mix them.
@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 
 from model.params import SamplingParams
+from service.worker.runners.interface import TokenLogprobs
 
 VERSION = 1
-MAX_MESSAGE = 1 << 28
+MAX_MESSAGE_BYTES = 1 << 28
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
@@ -47,7 +48,7 @@ class Start(Message, frozen=True):
 
 
 class Submit(Message, frozen=True):
-    """Generate; with ``generated`` tokens, go on after them as if they had been drawn here."""
+    """Generate; with ``generated`` tokens, go on after them as if they had been sampled here."""
 
     sequence: int
     order: int
@@ -57,7 +58,7 @@ class Submit(Message, frozen=True):
 
 
 class Cancel(Message, frozen=True):
-    """Forget these sequences. What they still sent is to be ignored."""
+    """Drop these sequences. Outputs of theirs that are already under way are to be ignored."""
 
     sequences: list[int]
 
@@ -94,12 +95,13 @@ class Broken(Message, frozen=True):
 
 
 class Output(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What one sequence drew in a burst."""
+    """What one sequence sampled in a step."""
 
     sequence: int
     tokens: list[int]
     finished: bool
-    logprobs: list[tuple[float, list[tuple[int, float]]]] | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    """One for each token, if the request asked for them."""
 
 
 class Step(Message, frozen=True):
@@ -147,7 +149,7 @@ class Unframer:
         messages, at = [], 0
         while len(self.buffer) - at >= 4:
             end = at + 4 + int.from_bytes(self.buffer[at : at + 4], "little")
-            assert end - at <= MAX_MESSAGE, "a message that no end of this socket would write"
+            assert end - at <= MAX_MESSAGE_BYTES, "a message that no end of this socket would write"
             if len(self.buffer) < end:
                 break
             messages.append(bytes(self.buffer[at + 4 : end]))

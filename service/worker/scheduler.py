@@ -1,8 +1,8 @@
-"""Who runs next. Policy only: lists and heaps, no tensors, no clocks but the one it is told.
+"""Who runs next. Policy only: lists and heaps, no tensors, no clock but the one it is told.
 
-There is no prefill phase and no decode phase. Each step encodes some waiting tokens, within a budget so that those who decode are
-never held up for long, and then lets everybody who is ready decode a burst. New sequences get the lowest free row, first come
-first served; a sequence whose window moved goes to the end of the line of those who encode.
+There is no prefill phase and no decode phase. Each step prefills some tokens, within a budget so that decoding rows never wait for
+long, and then lets every sequence that is ready decode several tokens. New sequences get the lowest free row, first come first
+served; a sequence whose window has moved goes to the end of the line of those that prefill.
 """
 
 from __future__ import annotations
@@ -11,124 +11,144 @@ import heapq
 from collections import deque
 from dataclasses import dataclass, field
 
-from service.worker.runners.interface import Cursor, Drawn, Piece
+from service.worker.runners.interface import DecodeSlot, PrefillChunk, SampledTokens
 from service.worker.sequence import Sequence
 
-BURST_SECONDS = 0.010  # how long a border may be away: joins and cancellations wait for it
-MAX_BURST = 64
-ENCODE_SECONDS = 0.025  # how long those who decode wait for those who are encoded
-MAX_ENCODE = 256
+DECODE_S = 0.010
+"""Longest multi-step decode: new sequences and cancellations wait until it ends."""
+MAX_DECODE_STEPS = 64
+PREFILL_S = 0.025
+"""Longest prefill of one step: the decoding rows wait until it ends."""
+MAX_PREFILL_TOKENS = 256
 
 
 @dataclass(slots=True)
-class Plan:
-    """One step: pieces to encode, then a burst."""
+class Batch:
+    """One step: ``chunks`` to prefill, then a multi-step decode. ``slots[i]`` belongs to ``sequences[i]``."""
 
-    pieces: list[Piece] = field(default_factory=list)
-    batch: list[Sequence] = field(default_factory=list)
-    cursors: list[Cursor] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
+    chunks: list[PrefillChunk] = field(default_factory=list)
+    sequences: list[Sequence] = field(default_factory=list)
+    slots: list[DecodeSlot] = field(default_factory=list)
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        """Tokens of all chunks."""
+        return sum(len(chunk.tokens) for chunk in self.chunks)
+
+    @property
+    def num_decode_steps(self) -> int:
+        """Steps of the longest slot."""
+        return max((slot.num_steps for slot in self.slots), default=0)
 
 
 class Scheduler:
-    """Holds every sequence of the engine. ``add``, ``cancel``, ``schedule``, ``update``; the books are checked when idle."""
+    """Holds every sequence of the engine: ``add``, ``cancel``, ``schedule``, ``update``. Checks its books when it is empty."""
 
-    def __init__(self, rows: int, chunk: int) -> None:
-        self.num_rows, self.chunk = rows, chunk
-        self.free = list(range(rows))
+    def __init__(self, rows: int, chunk_size: int) -> None:
+        self.num_rows = rows
+        self.chunk_size = chunk_size
+        self.free_rows = list(range(rows))
         self.waiting: list[tuple[int, Sequence]] = []  # heap by order of arrival
-        self.encoding: deque[Sequence] = deque()
-        self.running: dict[int, Sequence] = {}
-        self.known: dict[int, Sequence] = {}
-        self.seconds_per_step = 0.001
-        self.seconds_per_encoded = {False: 0.001, True: 0.001}  # a token's, by whether it is replayed; first a careful guess
+        self.prefilling: deque[Sequence] = deque()
+        self.running: dict[int, Sequence] = {}  # id → sequence with a row
+        self.sequences: dict[int, Sequence] = {}  # id → every sequence
+        self.step_s = 0.001  # of one decode step, measured
+        self.prefill_token_s = {False: 0.001, True: 0.001}  # of one token, measured, by whether it is replayed; first a careful guess
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self.known)
+        return bool(self.sequences)
 
     def add(self, sequence: Sequence, order: int) -> None:
         """Queue a sequence. ``order`` decides its place: a rebuilt one keeps that of its first arrival."""
-        self.known[sequence.id] = sequence
+        self.sequences[sequence.id] = sequence
         heapq.heappush(self.waiting, (order, sequence))
 
     def cancel(self, sequence_id: int) -> None:
-        """Forget a sequence, wherever it is; unknown ids are those that have just ended."""
-        if sequence := self.known.get(sequence_id):
+        """Drop a sequence, wherever it is. An unknown id is that of a sequence that has just ended."""
+        if sequence := self.sequences.get(sequence_id):
             self.end(sequence)
 
     def end(self, sequence: Sequence) -> None:
         """The one way out: row and every entry are given back."""
-        del self.known[sequence.id]
+        del self.sequences[sequence.id]
         if sequence.row < 0:
             self.waiting = [entry for entry in self.waiting if entry[1] is not sequence]
             heapq.heapify(self.waiting)
             return
         del self.running[sequence.id]
-        if sequence in self.encoding:
-            self.encoding.remove(sequence)
-        heapq.heappush(self.free, sequence.row)
+        if sequence in self.prefilling:
+            self.prefilling.remove(sequence)
+        heapq.heappush(self.free_rows, sequence.row)
         sequence.row = -1
 
-    def schedule(self) -> Plan:
-        """Admit, pick what to encode within the budget, and let everybody who is ready decode."""
-        plan = Plan()
-        while self.free and self.waiting:
-            _, sequence = heapq.heappop(self.waiting)
-            sequence.row = heapq.heappop(self.free)
-            self.running[sequence.id] = sequence
-            plan.admitted.append(sequence)
-            if not sequence.is_ready:
-                self.encoding.append(sequence)
-        self.encode(plan)
-        plan.batch = [s for s in self.running.values() if s.is_ready]
-        if plan.batch:
-            limit = self.burst_limit(plan.batch)
-            plan.cursors = [s.cursor(limit) for s in plan.batch]
-        return plan
+    def schedule(self) -> Batch:
+        """Admit, prefill within the budget, and let every sequence decode that is ready."""
+        batch = Batch()
+        while self.free_rows and self.waiting:
+            batch.admitted.append(self.admit())
+        self.schedule_prefill(batch)
+        batch.sequences = [s for s in self.running.values() if s.is_ready]
+        if batch.sequences:
+            num_steps = self.decode_steps(batch.sequences)
+            batch.slots = [s.decode_slot(num_steps) for s in batch.sequences]
+        return batch
 
-    def encode(self, plan: Plan) -> None:
-        """Pieces for those who wait to be encoded, the first in line as far as the budget goes, all of them replays or none."""
-        replay = bool(self.encoding) and self.encoding[0].must_replay
-        budget = max(1, min(MAX_ENCODE, int(ENCODE_SECONDS / self.seconds_per_encoded[replay])))
-        while budget > 0 and self.encoding and self.encoding[0].must_replay == replay:
-            sequence = self.encoding[0]
-            piece = sequence.next_piece(self.chunk, budget)
-            plan.pieces.append(piece)
-            sequence.encoded += len(piece.tokens)
-            budget -= len(piece.tokens)
+    def admit(self) -> Sequence:
+        """Give the lowest free row to the first sequence in the queue."""
+        _, sequence = heapq.heappop(self.waiting)
+        sequence.row = heapq.heappop(self.free_rows)
+        self.running[sequence.id] = sequence
+        if not sequence.is_ready:
+            self.prefilling.append(sequence)
+        return sequence
+
+    def schedule_prefill(self, batch: Batch) -> None:
+        """Chunks for the first sequences in line, as far as the budget goes, all of them replays or none."""
+        replay = bool(self.prefilling) and self.prefilling[0].must_replay
+        budget = max(1, min(MAX_PREFILL_TOKENS, int(PREFILL_S / self.prefill_token_s[replay])))
+        while budget > 0 and self.prefilling and self.prefilling[0].must_replay == replay:
+            sequence = self.prefilling[0]
+            chunk = sequence.next_chunk(self.chunk_size, budget)
+            batch.chunks.append(chunk)
+            sequence.num_cached += len(chunk.tokens)
+            budget -= len(chunk.tokens)
             if sequence.is_ready:
-                self.encoding.popleft()
+                self.prefilling.popleft()
 
-    def burst_limit(self, batch: list[Sequence]) -> int:
-        """Steps of this burst: one for a new sequence's first token, then doubling, as many as fit BURST_SECONDS."""
-        youngest = min(s.bursts for s in batch)
-        return max(1, min(MAX_BURST, 1 << min(youngest, 6), int(BURST_SECONDS / max(self.seconds_per_step, 1e-6))))
+    def decode_steps(self, sequences: list[Sequence]) -> int:
+        """Steps of this decode: 1 for a new sequence's first token, then 2, 4, 8, …, as many as fit into DECODE_S."""
+        youngest = min(s.num_decodes for s in sequences)
+        return max(1, min(MAX_DECODE_STEPS, 1 << min(youngest, 6), int(DECODE_S / max(self.step_s, 1e-6))))
 
-    def update(self, plan: Plan, drawn: list[Drawn], encode_s: float, decode_s: float) -> list[Sequence]:
-        """Enter what a step drew, and the seconds of its two halves; the sequences that ended by it."""
-        if plan.pieces:
-            replay, seconds = plan.pieces[0].replay, encode_s / sum(len(piece.tokens) for piece in plan.pieces)
-            # Slower is believed at once and faster by halves: a step that takes too long looks like a hang.
-            self.seconds_per_encoded[replay] = max(seconds, self.seconds_per_encoded[replay] / 2, 1e-9)
-        if plan.cursors:
-            steps = max(cursor.steps for cursor in plan.cursors)
-            self.seconds_per_step += 0.2 * (decode_s / steps - self.seconds_per_step)
+    def update(self, batch: Batch, sampled: list[SampledTokens], prefill_s: float, decode_s: float) -> list[Sequence]:
+        """Enter what a step sampled, and how long its two halves took; returns the sequences that it finished."""
+        self.measure(batch, prefill_s, decode_s)
         finished = []
-        for sequence, result in zip(plan.batch, drawn, strict=True):
-            sequence.append(result)
+        for sequence, tokens in zip(batch.sequences, sampled, strict=True):
+            sequence.append(tokens)
             if sequence.is_finished:
                 finished.append(sequence)
             elif not sequence.is_ready:
-                self.encoding.append(sequence)
+                self.prefilling.append(sequence)
         for sequence in finished:
             self.end(sequence)
-        if not self.known:
+        if not self.sequences:
             self.check_books()
         return finished
 
+    def measure(self, batch: Batch, prefill_s: float, decode_s: float) -> None:
+        """Update what a prefilled token and a decode step are expected to cost."""
+        if batch.chunks:
+            replay, token_s = batch.chunks[0].replay, prefill_s / batch.num_prefill_tokens
+            # Slower is believed at once, faster by halves: a step that takes too long looks like a hang.
+            self.prefill_token_s[replay] = max(token_s, self.prefill_token_s[replay] / 2, 1e-9)
+        if batch.slots:
+            self.step_s += 0.2 * (decode_s / batch.num_decode_steps - self.step_s)
+
     def check_books(self) -> None:
-        """When nothing is known, every row is free exactly once and no list holds anything."""
-        assert sorted(self.free) == list(range(self.num_rows)), f"rows lost: {sorted(self.free)}"
-        assert not self.running and not self.waiting and not self.encoding, "a sequence outlived its end"
+        """Without sequences every row is free exactly once, and no list holds anything."""
+        assert sorted(self.free_rows) == list(range(self.num_rows)), f"rows lost: {sorted(self.free_rows)}"
+        assert not self.running and not self.waiting and not self.prefilling, "a sequence outlived its end"

@@ -19,7 +19,7 @@ def run(core: EngineCore, checkpoint: Checkpoint) -> None:
     if not is_well_formed(checkpoint):
         raise SelfTestError(f"{checkpoint.path}/selftest.json must hold cases of known tokens and one logit for each token")
     known_answers(core, checkpoint)
-    purity(core, checkpoint)
+    batch_invariance(core, checkpoint)
 
 
 def is_well_formed(checkpoint: Checkpoint) -> bool:
@@ -54,7 +54,7 @@ def known_answers(core: EngineCore, checkpoint: Checkpoint) -> None:
                 )
 
 
-def purity(core: EngineCore, checkpoint: Checkpoint) -> None:
+def batch_invariance(core: EngineCore, checkpoint: Checkpoint) -> None:
     """The same requests alone, together, and together in other rows: equal tokens. Fills every row once, the worst case."""
     text = list(checkpoint.selftest["cases"][-1]["prompt"])
     block = core.block_size
@@ -72,7 +72,7 @@ def purity(core: EngineCore, checkpoint: Checkpoint) -> None:
             expected = alone[(i + shift) % len(cases)]
             if tokens != expected:
                 raise SelfTestError(
-                    f"purity: request {(i + shift) % len(cases)} gives {expected} alone and {tokens} as number {i} of {rows} "
+                    f"batch invariance: request {(i + shift) % len(cases)} gives {expected} alone and {tokens} as number {i} of {rows} "
                     f"(kernels {core.runner.kernels})"
                 )
 

@@ -1,7 +1,10 @@
 """One request's state in the engine, and its own arithmetic. No torch.
 
-A sequence is in a row with some of its window encoded. It is ready to decode when all but its last token are; the last one is
-encoded by the decode step that draws the next. When the window moves, nothing is encoded any more and it starts over.
+    tokens   p p p p p g g g g g      p: prompt, g: generated
+             └ start     └ cached     the window starts at ``start``; the first ``num_cached`` of its tokens are in the cache
+
+A sequence is ready to decode when all tokens of its window but the last are cached: the last one is the input of the decode step
+that samples the next. When the window moves, nothing in it is cached any more.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from dataclasses import dataclass, field
 
 from model.params import SamplingParams
 from model.window import window_anchor, window_start
-from service.worker.runners.interface import Cursor, Drawn, Piece
+from service.worker.runners.interface import DecodeSlot, PrefillChunk, SampledTokens
 
 
 @dataclass(slots=True, eq=False)
@@ -21,68 +24,75 @@ class Sequence:
     prompt: list[int]
     params: SamplingParams
     stride: int
+    """How far the window jumps when it is full."""
     block_size: int
+    """Length of a full window."""
     tokens: list[int]
     num_prompt: int
     """Tokens before the first generated one: the prompt's length, or 1 for the start token."""
     row: int = -1
-    encoded: int = 0
-    """How many tokens of the present window are in the cache."""
+    """-1 while it waits for one."""
+    num_cached: int = 0
     start: int = field(init=False)
     """Index of the window's first token."""
-    bursts: int = 0
-    """Bursts decoded since it got its row; the first ones are short."""
+    num_decodes: int = 0
+    """Multi-step decodes since it got its row."""
 
     def __post_init__(self) -> None:
         self.start = window_start(len(self.tokens), self.block_size, self.stride)
 
     @property
     def num_generated(self) -> int:
-        """Tokens drawn so far."""
+        """Tokens sampled so far."""
         return len(self.tokens) - self.num_prompt
 
     @property
     def num_remaining(self) -> int:
-        """Tokens still to draw."""
+        """Tokens still to sample."""
         return self.params.max_new_tokens - self.num_generated
 
     @property
     def is_finished(self) -> bool:
-        """Whether every token that was asked for is drawn."""
+        """Whether every token that was asked for is sampled."""
         return self.num_remaining <= 0
+
+    @property
+    def last_position(self) -> int:
+        """Position of the last token in the window: how many tokens must be cached before it can be decoded."""
+        return len(self.tokens) - self.start - 1
 
     @property
     def is_ready(self) -> bool:
         """Whether the next thing to do is a decode step."""
-        return self.encoded == len(self.tokens) - self.start - 1
+        return self.num_cached == self.last_position
 
     @property
-    def anchor(self) -> int:
-        """How many tokens of the present window are encoded together; the others were decoded one by one and must be replayed so."""
+    def num_prefilled_at_once(self) -> int:
+        """Tokens of the window that were prefilled; those after them were decoded one by one and must be replayed so."""
         return window_anchor(len(self.tokens), self.num_prompt, self.block_size, self.stride) - self.start - 1
 
     @property
     def must_replay(self) -> bool:
-        """Whether the next piece is a replay."""
-        return self.encoded >= self.anchor
+        """Whether the next chunk is a replay."""
+        return self.num_cached >= self.num_prefilled_at_once
 
-    def next_piece(self, chunk: int, limit: int) -> Piece:
-        """The next tokens to encode: to the next multiple of ``chunk`` and not beyond the anchor, or ``limit`` at most to replay."""
-        if self.must_replay:
-            end = min(len(self.tokens) - self.start - 1, self.encoded + limit, (self.encoded // chunk + 1) * chunk)
-        else:
-            end = min(self.anchor, (self.encoded // chunk + 1) * chunk)
-        return Piece(self.row, self.encoded, self.tokens[self.start + self.encoded : self.start + end], self.must_replay)
+    def next_chunk(self, chunk_size: int, budget: int) -> PrefillChunk:
+        """The next tokens to prefill, up to the next multiple of ``chunk_size``; a replay has at most ``budget`` tokens."""
+        limit = min(self.last_position, self.num_cached + budget) if self.must_replay else self.num_prefilled_at_once
+        end = min(limit, (self.num_cached // chunk_size + 1) * chunk_size)
+        tokens = self.tokens[self.start + self.num_cached : self.start + end]
+        return PrefillChunk(self.row, self.num_cached, tokens, self.must_replay)
 
-    def cursor(self, limit: int) -> Cursor:
-        """Where to go on, for at most ``limit`` steps and only as long as the window stays."""
-        room = self.block_size + self.start - len(self.tokens) + 1
-        return Cursor(self.row, self.tokens[-1], len(self.tokens) - self.start - 1, min(limit, self.num_remaining, room))
+    def decode_slot(self, num_steps: int) -> DecodeSlot:
+        """Go on for at most ``num_steps`` tokens, and only as long as the window stays where it is."""
+        room = self.block_size - self.last_position
+        return DecodeSlot(self.row, self.tokens[-1], self.last_position, min(num_steps, self.num_remaining, room))
 
-    def append(self, drawn: Drawn) -> None:
-        """Take what a burst drew; move the window when it is full."""
-        self.tokens += drawn.tokens
-        self.bursts += 1
+    def append(self, sampled: SampledTokens) -> None:
+        """Take what a decode sampled; move the window when it is full."""
+        self.tokens += sampled.tokens
+        self.num_decodes += 1
         start = window_start(len(self.tokens), self.block_size, self.stride)
-        self.encoded = len(self.tokens) - start - 1 if start == self.start else 0
+        has_moved = start != self.start
         self.start = start
+        self.num_cached = 0 if has_moved else self.last_position

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,12 @@ def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kernels")
 
 
+def ticking() -> Callable[[], float]:
+    """A clock on which everything takes a millisecond: what is scheduled does not depend on how fast the machine is."""
+    ticks = count()
+    return lambda: next(ticks) * 0.001
+
+
 MakeCore = Callable[..., EngineCore]
 
 
@@ -81,7 +88,7 @@ def make_core(checkpoint: Checkpoint, kernel_cache: Path) -> Iterator[MakeCore]:
         else:
             runner = TorchRunner(of, rows=rows, dtype=dtype, device="cuda" if kernels == "cuda" else "cpu")
         runners.append(runner)
-        return EngineCore(runner, block_size=of.config.block_size, stride=stride, start_token=of.start)
+        return EngineCore(runner, block_size=of.config.block_size, stride=stride, start_token=of.start, clock=ticking())
 
     yield make
     for runner in runners:

@@ -45,7 +45,7 @@ def test_zero_differing_bytes_under_load(make_core: MakeCore, golden_requests: l
     wanted: dict[int, int] = {}  # the driver's number → the golden request's
     noise = len(plan)
     while len(wanted) < len(plan) or driver.core.has_work:
-        while len(wanted) < len(plan) and len(driver.core.scheduler.known) < plan[len(wanted)][1]:
+        while len(wanted) < len(plan) and len(driver.core.scheduler.sequences) < plan[len(wanted)][1]:
             if rng.random() < 0.2:  # a neighbour that will be cancelled
                 driver.submit(noise, random_request(rng))
                 noise += 1
@@ -53,7 +53,7 @@ def test_zero_differing_bytes_under_load(make_core: MakeCore, golden_requests: l
             wanted[number] = plan[number][0]
             driver.submit(number, golden_requests[wanted[number]])
         driver.step()
-        for number in list(driver.core.scheduler.known):
+        for number in list(driver.core.scheduler.sequences):
             if number >= len(plan) and rng.random() < 0.3:
                 driver.core.cancel(number)
     differing = [n for n, g in wanted.items() if (driver.tokens[n], driver.logprobs[n]) != golden[g]]
@@ -118,7 +118,7 @@ def test_crashes_under_load_with_long_prompts(
         requests.append((prompt, params))
     golden = alone(Driver(core), requests)
     core = make_core(kernels, dtype, stride=80, of=long_checkpoint)
-    monkeypatch.setattr("service.engine.scheduler.MAX_ENCODE", 64)
+    monkeypatch.setattr("service.worker.scheduler.MAX_PREFILL_TOKENS", 64)
     driver = Driver(core)
     for number, request in enumerate(requests):
         driver.submit(number, request)

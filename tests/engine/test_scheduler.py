@@ -9,39 +9,40 @@ import pytest
 from model.params import SamplingParams
 from service.worker.core import EngineCore
 from service.worker.messages import Submit
-from service.worker.runners.interface import Cursor, Drawn, Piece
-from service.worker.scheduler import ENCODE_SECONDS, MAX_BURST, MAX_ENCODE, Plan, Scheduler
+from service.worker.runners.interface import DecodeSlot, PrefillChunk, SampledTokens
+from service.worker.scheduler import MAX_DECODE_STEPS, MAX_PREFILL_TOKENS, PREFILL_S, Batch, Scheduler
+from tests.engine.conftest import ticking
 
 
 class CountingRunner:
     """Draws 0, 1, 2, … and checks what an engine must never do: decode over a hole, or two sequences in one row."""
 
-    chunk, device, dtype, kernels, memory_bytes = 8, "cpu", "float32", "fake", 0
+    chunk_size, device, dtype, kernels, memory_bytes = 8, "cpu", "float32", "fake", 0
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
-        self.encoded: dict[int, int] = {}
-        self.most_encoded = 0
-        self.bursts: list[int] = []
+        self.num_cached: dict[int, int] = {}
+        self.most_prefilled = 0
+        self.decodes: list[int] = []
 
     def set_row(self, row: int, params: SamplingParams, prompt: Seq[int], generated: Seq[int]) -> None:
-        self.encoded[row] = 0
+        self.num_cached[row] = 0
 
-    def encode(self, pieces: Seq[Piece]) -> None:
-        self.most_encoded = max(self.most_encoded, sum(len(p.tokens) for p in pieces))
-        for piece in pieces:
-            assert 0 < len(piece.tokens) <= self.chunk
-            assert piece.start == 0 or piece.start == self.encoded[piece.row]
-            assert piece.start % self.chunk == 0 or piece.replay
-            self.encoded[piece.row] = piece.start + len(piece.tokens)
+    def prefill(self, chunks: Seq[PrefillChunk]) -> None:
+        self.most_prefilled = max(self.most_prefilled, sum(len(p.tokens) for p in chunks))
+        for chunk in chunks:
+            assert 0 < len(chunk.tokens) <= self.chunk_size
+            assert chunk.start == 0 or chunk.start == self.num_cached[chunk.row]
+            assert chunk.start % self.chunk_size == 0 or chunk.replay
+            self.num_cached[chunk.row] = chunk.start + len(chunk.tokens)
 
-    def decode(self, cursors: Seq[Cursor]) -> list[Drawn]:
-        assert len({c.row for c in cursors}) == len(cursors)
-        self.bursts.append(max(c.steps for c in cursors))
-        for c in cursors:
-            assert c.position == self.encoded[c.row]
-            self.encoded[c.row] += c.steps
-        return [Drawn(list(range(c.steps)), None) for c in cursors]
+    def decode(self, slots: Seq[DecodeSlot]) -> list[SampledTokens]:
+        assert len({c.row for c in slots}) == len(slots)
+        self.decodes.append(max(c.num_steps for c in slots))
+        for c in slots:
+            assert c.position == self.num_cached[c.row]
+            self.num_cached[c.row] += c.num_steps
+        return [SampledTokens(list(range(c.num_steps)), None) for c in slots]
 
     def next_logits(self, row: int, tokens: Seq[int]) -> list[float]:
         return []
@@ -51,7 +52,7 @@ class CountingRunner:
 
 def make(rows: int = 2, block: int = 64) -> tuple[EngineCore, CountingRunner]:
     runner = CountingRunner(rows)
-    return EngineCore(runner, block_size=block, stride=block // 2, start_token=0), runner
+    return EngineCore(runner, block_size=block, stride=block // 2, start_token=0, clock=ticking()), runner
 
 
 def submit(core: EngineCore, number: int, prompt: int = 4, new: int = 10, stride: int | None = None) -> None:
@@ -89,24 +90,24 @@ def test_cancelling_while_queued_never_schedules() -> None:
 
 
 def test_decode_never_starves_behind_prefill() -> None:
-    """A budget bounds what is encoded between two bursts, and those who are ready decode in every step."""
+    """A budget bounds what is prefilled between two decodes, and those who are ready decode in every step."""
     core, runner = make(rows=8, block=4096)
     submit(core, 0, new=4000)
     core.step()
     for number in range(1, 8):
         submit(core, number, prompt=2000)
     steps_until_all_ready = 0
-    while len(core.scheduler.encoding) or steps_until_all_ready == 0:
+    while len(core.scheduler.prefilling) or steps_until_all_ready == 0:
         outputs = core.step().outputs
         steps_until_all_ready += 1
         assert outputs[0].sequence == 0
         assert outputs[0].tokens
-    assert steps_until_all_ready >= 7 * 2000 // MAX_ENCODE
-    assert runner.most_encoded <= MAX_ENCODE + runner.chunk
+    assert steps_until_all_ready >= 7 * 2000 // MAX_PREFILL_TOKENS
+    assert runner.most_prefilled <= MAX_PREFILL_TOKENS + runner.chunk_size
 
 
 @pytest.mark.parametrize("generated", [0, 40], ids=["prompts", "replays"])
-def test_a_slow_encoder_gets_less_at_a_time(generated: int) -> None:
+def test_a_slow_prefill_gets_less_at_a_time(generated: int) -> None:
     """On PyTorch a replayed token costs a whole tile: with a budget in tokens a rebuild under load looked like a hang."""
     core, _ = make(rows=8, block=64)
     scheduler, steps = core.scheduler, list[float]()
@@ -115,44 +116,44 @@ def test_a_slow_encoder_gets_less_at_a_time(generated: int) -> None:
         core.submit(Submit(number, number, [1] * prompt, [0] * generated, SamplingParams(max_new_tokens=60)))
     cost = 0.001 if not generated else 0.02  # seconds a token
     while True:
-        plan = scheduler.schedule()
-        if not plan.pieces:
+        batch = scheduler.schedule()
+        if not batch.chunks:
             break
-        assert {piece.replay for piece in plan.pieces} == {bool(generated)}
-        steps.append(cost * sum(len(piece.tokens) for piece in plan.pieces))
-        scheduler.update(Plan(plan.pieces), [], steps[-1], 0.0)
-    assert max(steps[2:]) <= ENCODE_SECONDS + core.runner.chunk * cost * (not generated)
+        assert {chunk.replay for chunk in batch.chunks} == {bool(generated)}
+        steps.append(cost * sum(len(chunk.tokens) for chunk in batch.chunks))
+        scheduler.update(Batch(chunks=batch.chunks), [], steps[-1], 0.0)
+    assert max(steps[2:]) <= PREFILL_S + core.runner.chunk_size * cost * (not generated)
     assert max(steps) < 1.0
 
 
-def test_a_fast_encoder_soon_gets_all_that_is_allowed() -> None:
+def test_a_fast_prefill_soon_gets_all_that_is_allowed() -> None:
     core, runner = make(rows=8, block=4096)
     for number in range(8):
         submit(core, number, prompt=2000)
     for _ in range(8):
         core.step()
-    assert MAX_ENCODE <= runner.most_encoded < MAX_ENCODE + runner.chunk
+    assert MAX_PREFILL_TOKENS <= runner.most_prefilled < MAX_PREFILL_TOKENS + runner.chunk_size
 
 
-def test_bursts_start_short_and_grow() -> None:
+def test_decodes_start_short_and_grow() -> None:
     core, runner = make(rows=2, block=4096)
-    core.scheduler.seconds_per_step = 0.0
+    core.scheduler.step_s = 0.0
     submit(core, 0, new=400)
     while core.has_work:
         core.step()
-        core.scheduler.seconds_per_step = 1e-9
-    assert runner.bursts[:8] == [1, 2, 4, 8, 16, 32, 64, 64]
-    assert max(runner.bursts) == MAX_BURST
+        core.scheduler.step_s = 1e-9
+    assert runner.decodes[:8] == [1, 2, 4, 8, 16, 32, 64, 64]
+    assert max(runner.decodes) == MAX_DECODE_STEPS
 
 
-def test_a_burst_keeps_the_border_near() -> None:
+def test_a_slow_model_decodes_few_steps_at_once() -> None:
     scheduler = Scheduler(4, 8)
-    scheduler.seconds_per_step = 0.004
+    scheduler.step_s = 0.004
 
     class Old:
-        bursts = 50
+        num_decodes = 50
 
-    assert scheduler.burst_limit([Old()]) == 2  # type: ignore[list-item]
+    assert scheduler.decode_steps([Old()]) == 2  # type: ignore[list-item]
 
 
 def test_sliding_neighbours_share_the_budget_fairly() -> None:
@@ -171,6 +172,6 @@ def test_sliding_neighbours_share_the_budget_fairly() -> None:
 def test_the_books_are_checked_when_idle() -> None:
     core, _ = make()
     submit(core, 0, new=1)
-    core.scheduler.free.pop()
+    core.scheduler.free_rows.pop()
     with pytest.raises(AssertionError, match="rows lost"):
         core.step()

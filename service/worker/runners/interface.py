@@ -1,4 +1,4 @@
-"""What the engine steps: something that turns cached tokens into the next ones. Two exist, `native.runner` and `torch_runner`."""
+"""What the engine steps: something that turns cached tokens into the next ones."""
 
 from __future__ import annotations
 
@@ -8,64 +8,67 @@ from typing import Protocol
 
 from model.params import SamplingParams
 
+TokenLogprobs = tuple[float, list[tuple[int, float]]]
+"""The sampled token's log-probability, and (id, log-probability) of the most probable tokens, best first."""
+
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Tokens of one sequence to be encoded into its row: ``tokens[i]`` goes to position ``start + i``."""
+class PrefillChunk:
+    """Known tokens of one sequence, to be written to the cache of its row: ``tokens[i]`` goes to position ``start + i``."""
 
     row: int
     start: int
     tokens: Sequence[int]
     replay: bool = False
-    """Whether these tokens went through the decode path at first; where prefill rounds differently, they must do so again."""
+    """Whether these tokens were decoded one by one at first. Where prefill rounds differently, they must be decoded again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Cursor:
-    """Where a row goes on: ``token`` is encoded at ``position`` by the next decode step, then at most ``steps`` tokens are drawn."""
+class DecodeSlot:
+    """Where one row goes on decoding: ``token``, at ``position``, is the input of the first step; ``num_steps`` tokens are sampled."""
 
     row: int
     token: int
     position: int
-    steps: int
+    num_steps: int
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """What one row drew in a burst. ``logprobs[i]``: (log-probability of tokens[i], ((id, log-probability), …)), if asked for."""
+class SampledTokens:
+    """What one row sampled in a multi-step decode. ``logprobs`` has one entry for each token, or is None if nobody asked for them."""
 
     tokens: list[int]
-    logprobs: list[tuple[float, list[tuple[int, float]]]] | None
+    logprobs: list[TokenLogprobs] | None
 
 
 class Runner(Protocol):
-    """Rows of cache and the arithmetic on them. What a row yields depends on that row's own history alone."""
+    """``rows`` rows of key/value cache and the arithmetic on them. What a row yields depends on that row's own history alone."""
 
     rows: int
-    """Sequences that fit, all memory taken at construction."""
-    chunk: int
-    """Length of a prefill piece: the engine cuts every prompt at multiples of it."""
+    """Sequences that fit. All memory is taken at construction."""
+    chunk_size: int
+    """Longest prefill chunk, in tokens: the scheduler cuts every prompt at multiples of it."""
     device: str
     dtype: str
     kernels: str
     """Name and identity of the arithmetic, for the fingerprint."""
     memory_bytes: int
-    """Cache memory taken."""
+    """Size of the cache."""
 
     def set_row(self, row: int, params: SamplingParams, prompt: Sequence[int], generated: Sequence[int]) -> None:
-        """Give a row to a request with this history."""
+        """Give a row to a request with this history. Its cache is empty."""
         ...
 
-    def encode(self, pieces: Sequence[Piece]) -> None:
-        """Fill the cache; every piece has at most ``chunk`` tokens."""
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> None:
+        """Write the chunks' keys and values to the cache."""
         ...
 
-    def decode(self, cursors: Sequence[Cursor]) -> list[Drawn]:
-        """A burst: for each row up to its ``steps`` tokens, each drawn and fed back."""
+    def decode(self, slots: Sequence[DecodeSlot]) -> list[SampledTokens]:
+        """Multi-step decode: each slot samples up to ``num_steps`` tokens, each the next step's input. In the order of ``slots``."""
         ...
 
     def next_logits(self, row: int, tokens: Sequence[int]) -> list[float]:
-        """Logits after ``tokens``, by way of ``encode`` and one decode step in ``row``; for the self-test."""
+        """(V,) logits of the token after ``tokens``, by one prefill and one decode step in ``row``; for the self-test."""
         ...
 
     def close(self) -> None:

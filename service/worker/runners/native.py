@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from model.checkpoint.files import Checkpoint
 from model.params import SamplingParams
 from service.worker.kernels.build import NativeUnavailable, load
-from service.worker.runners.interface import Cursor, Drawn, Piece
+from service.worker.runners.interface import DecodeSlot, PrefillChunk, SampledTokens
 
 MAX_ENCODE = 128  # tokens of one forward pass: enough for full register tiles, little enough to stay in the cache
 MAX_HEAD_SIZE = 1024  # kernel.c keeps a query on its stack
@@ -70,7 +70,7 @@ class NativeRunner:
         if config.head_size > MAX_HEAD_SIZE:
             raise NativeUnavailable(f"heads of {config.head_size} are larger than the native kernels' {MAX_HEAD_SIZE}")
         library = load(dtype, cache)
-        self.rows, self.chunk, self.dtype = rows, 64, dtype
+        self.rows, self.chunk_size, self.dtype = rows, 64, dtype
         self.kernels = f"native-{library.identity}"
         self.vocab_size = config.vocab_size
         self.max_items = max(rows, MAX_ENCODE)
@@ -138,41 +138,41 @@ class NativeRunner:
             pointer(after),
         )
 
-    def encode(self, pieces: Sequence[Piece]) -> None:
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> None:
         """See `Runner`."""
-        batch: list[Piece] = []
-        for piece in pieces:
-            if sum(len(p.tokens) for p in batch) + len(piece.tokens) > self.max_items:
+        batch: list[PrefillChunk] = []
+        for chunk in chunks:
+            if sum(len(p.tokens) for p in batch) + len(chunk.tokens) > self.max_items:
                 self.forward(batch)
                 batch = []
-            batch.append(piece)
+            batch.append(chunk)
         if batch:
             self.forward(batch)
 
-    def forward(self, pieces: Sequence[Piece], logits: NDArray[np.float32] | None = None) -> None:
-        """One pass over the tokens of all pieces."""
-        tokens = int32([token for piece in pieces for token in piece.tokens])
-        rows = int32([piece.row for piece in pieces for _ in piece.tokens])
-        at = int32([piece.start + i for piece in pieces for i in range(len(piece.tokens))])
+    def forward(self, chunks: Sequence[PrefillChunk], logits: NDArray[np.float32] | None = None) -> None:
+        """One pass over the tokens of all chunks."""
+        tokens = int32([token for chunk in chunks for token in chunk.tokens])
+        rows = int32([chunk.row for chunk in chunks for _ in chunk.tokens])
+        at = int32([chunk.start + i for chunk in chunks for i in range(len(chunk.tokens))])
         out = ctypes.c_void_p() if logits is None else pointer(logits)
         self.lib.folio_encode(self.engine, len(tokens), pointer(tokens), pointer(rows), pointer(at), out)
 
-    def decode(self, cursors: Sequence[Cursor]) -> list[Drawn]:
+    def decode(self, slots: Sequence[DecodeSlot]) -> list[SampledTokens]:
         """See `Runner`."""
-        for cursor in cursors:
-            self.lib.folio_set_cursor(self.engine, cursor.row, cursor.token, cursor.position)
-        rows, steps = int32([c.row for c in cursors]), int32([c.steps for c in cursors])
+        for slot in slots:
+            self.lib.folio_set_cursor(self.engine, slot.row, slot.token, slot.position)
+        rows, steps = int32([c.row for c in slots]), int32([c.num_steps for c in slots])
         most = int(steps.max())
         out, work = np.zeros((len(rows), most), np.int32), np.zeros(4 * len(rows), np.int32)
-        widest = max(self.num_logprobs[c.row] for c in cursors)
+        widest = max(self.num_logprobs[c.row] for c in slots)
         logprobs = np.zeros((len(rows), most, 1 + 2 * max(widest, 0)), np.float64) if widest >= 0 else None
         address = ctypes.c_void_p() if logprobs is None else pointer(logprobs)
         stride = 0 if logprobs is None else logprobs.shape[2]
         self.lib.folio_decode(self.engine, len(rows), pointer(rows), pointer(steps), most, pointer(out), address, stride, pointer(work))
         tokens = out.tolist()
         return [
-            Drawn(tokens[i][: c.steps], None if logprobs is None else self.read_logprobs(logprobs[i, : c.steps], c.row))
-            for i, c in enumerate(cursors)
+            SampledTokens(tokens[i][: c.num_steps], None if logprobs is None else self.read_logprobs(logprobs[i, : c.num_steps], c.row))
+            for i, c in enumerate(slots)
         ]
 
     def read_logprobs(self, values: NDArray[np.float64], row: int) -> list[tuple[float, list[tuple[int, float]]]] | None:
@@ -184,9 +184,9 @@ class NativeRunner:
 
     def next_logits(self, row: int, tokens: Sequence[int]) -> list[float]:
         """See `Runner`."""
-        self.encode([Piece(row, i, tokens[i : i + self.chunk]) for i in range(0, len(tokens) - 1, self.chunk)])
+        self.prefill([PrefillChunk(row, i, tokens[i : i + self.chunk_size]) for i in range(0, len(tokens) - 1, self.chunk_size)])
         logits = np.zeros((1, self.vocab_size), np.float32)
-        self.forward([Piece(row, len(tokens) - 1, tokens[-1:])], logits)
+        self.forward([PrefillChunk(row, len(tokens) - 1, tokens[-1:])], logits)
         values: list[float] = logits[0].tolist()
         assert all(map(math.isfinite, values)), "the kernel computed a logit that is not finite"
         return values

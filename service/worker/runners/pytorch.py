@@ -21,7 +21,7 @@ from model.gpt import GPT
 from model.kv_cache import DecodeView, KVCache, PrefillView
 from model.params import SamplingParams
 from model.sampling import SamplerState, log_probabilities, sample
-from service.worker.runners.interface import Cursor, Drawn, Piece
+from service.worker.runners.interface import DecodeSlot, PrefillChunk, SampledTokens
 
 CHUNK = 64
 CPU_TILE, CUDA_TILE = 16, 64
@@ -38,7 +38,7 @@ class TorchRunner:
             torch.backends.cuda.matmul.allow_tf32 = False
         self.tile = CUDA_TILE if cuda else CPU_TILE
         self.rows = -(-rows // self.tile) * self.tile
-        self.chunk = CHUNK
+        self.chunk_size = CHUNK
         self.device, self.dtype = device, dtype
         capability = (
             "sm{}{}".format(*torch.cuda.get_device_capability(self.torch_device)) if cuda else torch.backends.cpu.get_cpu_capability()
@@ -112,38 +112,36 @@ class TorchRunner:
         self.params[row] = params
         self.state.set_row(row, params, prompt, generated)
 
-    def encode(self, pieces: Sequence[Piece]) -> None:
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> None:
         """See `Runner`."""
-        for piece in pieces:
-            if piece.replay:
-                self.replay(piece)
+        for chunk in chunks:
+            if chunk.replay:
+                self.replay(chunk)
                 continue
-            padded = list(piece.tokens) + [0] * (CHUNK - len(piece.tokens))
+            padded = list(chunk.tokens) + [0] * (CHUNK - len(chunk.tokens))
             self.chunk_ids.copy_(torch.tensor([padded]))
-            self.chunk_row.fill_(piece.row)
-            self.chunk_start.fill_(piece.start)
+            self.chunk_row.fill_(chunk.row)
+            self.chunk_start.fill_(chunk.start)
             self.prefill_step()
 
-    def replay(self, piece: Piece) -> None:
+    def replay(self, chunk: PrefillChunk) -> None:
         """Known tokens through the decode path, one by one."""
-        tile = piece.row // self.tile
+        tile = chunk.row // self.tile
         self.position.fill_(-1)
-        for offset, token in enumerate(piece.tokens):
-            self.token[piece.row], self.position[piece.row] = token, piece.start + offset
+        for offset, token in enumerate(chunk.tokens):
+            self.token[chunk.row], self.position[chunk.row] = token, chunk.start + offset
             self.forward_steps[tile]()
 
-    def decode(self, cursors: Sequence[Cursor]) -> list[Drawn]:
-        """See `Runner`. One host sync at the end of the burst, and one a step where log-probabilities are asked for."""
-        self.place([(c.row, c.token, c.position) for c in cursors])
-        limit = {c.row: c.steps for c in cursors}
-        tiles = sorted({c.row // self.tile for c in cursors})
-        filters = {
-            t: any((p := self.params[c.row]) is not None and p.has_filter for c in cursors if c.row // self.tile == t) for t in tiles
-        }
+    def decode(self, slots: Sequence[DecodeSlot]) -> list[SampledTokens]:
+        """See `Runner`. One host sync at the end of the decode, and one a step where log-probabilities are asked for."""
+        self.place([(c.row, c.token, c.position) for c in slots])
+        limit = {c.row: c.num_steps for c in slots}
+        tiles = sorted({c.row // self.tile for c in slots})
+        filters = {t: any((p := self.params[c.row]) is not None and p.has_filter for c in slots if c.row // self.tile == t) for t in tiles}
         most = max(limit.values())
         drawn = torch.zeros(most, self.rows, dtype=torch.int64, device=self.torch_device)
         logprobs: dict[int, list[tuple[float, list[tuple[int, float]]]]] = {
-            c.row: [] for c in cursors if (p := self.params[c.row]) is not None and p.num_logprobs is not None
+            c.row: [] for c in slots if (p := self.params[c.row]) is not None and p.num_logprobs is not None
         }
         for step in range(most):
             if step and (done := [row for row, steps in limit.items() if steps == step]):
@@ -156,12 +154,12 @@ class TorchRunner:
                 if step < limit[row]:
                     found.append(self.read_logprobs(row, int(self.token[row])))
         tokens = drawn.cpu().T.tolist()
-        return [Drawn(tokens[c.row][: c.steps], logprobs.get(c.row)) for c in cursors]
+        return [SampledTokens(tokens[c.row][: c.num_steps], logprobs.get(c.row)) for c in slots]
 
-    def place(self, cursors: Sequence[tuple[int, int, int]]) -> None:
+    def place(self, slots: Sequence[tuple[int, int, int]]) -> None:
         """Make exactly these (row, token, position) active."""
         token, position = [0] * self.rows, [-1] * self.rows
-        for row, next_token, at in cursors:
+        for row, next_token, at in slots:
             token[row], position[row] = next_token, at
         self.token.copy_(torch.tensor(token))
         self.position.copy_(torch.tensor(position))
@@ -178,7 +176,7 @@ class TorchRunner:
     def next_logits(self, row: int, tokens: Sequence[int]) -> list[float]:
         """See `Runner`."""
         body = tokens[:-1]
-        self.encode([Piece(row, i, body[i : i + CHUNK]) for i in range(0, len(body), CHUNK)])
+        self.prefill([PrefillChunk(row, i, body[i : i + CHUNK]) for i in range(0, len(body), CHUNK)])
         self.place([(row, tokens[-1], len(tokens) - 1)])
         self.forward_steps[row // self.tile]()
         values: list[float] = self.logits[row].tolist()
