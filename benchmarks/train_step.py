@@ -23,11 +23,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from benchmarks.opponents import nanogpt_step, original_step
-from training.config import TrainConfig
+from training.config import PRESETS, TrainConfig
 from training.data import Text
-from training.estimate import flops_per_token, measure_peak, synchronize
-from training.machine import device_name
-from training.presets import PRESETS
+from training.device import device_name
+from training.flops import flops_per_token, measure_peak, synchronize
 from training.run_directory import RunDirectory
 from training.trainer import Trainer
 

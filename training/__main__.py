@@ -14,9 +14,8 @@ from model.checkpoint.files import CheckpointError
 from model.config import ConfigError
 from model.tokenizer.base import UnknownCharacterError
 from training import commands
-from training.config import TrainingError
+from training.config import PRESETS, TrainingError
 from training.flags import add_fields, given_fields
-from training.presets import PRESETS
 
 if TYPE_CHECKING:
     from training.trainer import Trainer

@@ -17,8 +17,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     from model import load_checkpoint
     from training.data import load_text
+    from training.device import choose_device
     from training.evaluate import evaluate_text
-    from training.machine import choose_device
 
     checkpoint = load_checkpoint(options.checkpoint, choose_device(options.device))
     print(json.dumps(evaluate_text(checkpoint, load_text(options.data))))
@@ -31,7 +31,7 @@ def report(arguments: Sequence[str]) -> int:
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="directories of runs")
     parser.add_argument("--out", metavar="PNG", type=Path, default=Path("report.png"), help="the picture (default: report.png)")
     options = parser.parse_args(arguments)
-    from training.compare import compare
+    from training.picture import compare
     from training.run_directory import writing
 
     table, picture = compare(options.runs)

@@ -7,8 +7,8 @@ import time
 
 import torch
 
-from training.estimate import flops_per_token, measure_peak, synchronize
 from training.evaluate import full_loss
+from training.flops import flops_per_token, measure_peak, synchronize
 from training.progress import duration
 from training.trainer import Trainer
 

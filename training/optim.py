@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -112,3 +113,19 @@ def load_named_state(model: GPT, optimizers: Optimizers, tensors: Mapping[str, T
         if name not in parameters or value.shape not in ((), parameters[name].shape):
             raise ValueError(f"tensor {key!r} of shape {tuple(value.shape)} fits no parameter")
         owner[parameters[name]].state[parameters[name]][field] = value.to(parameters[name].device)
+
+
+class MovingAverage:
+    """``model`` holds the average; early on the decay is smaller, so that the random beginning is soon forgotten."""
+
+    def __init__(self, source: GPT, decay: float) -> None:
+        self.model = copy.deepcopy(source)
+        self.decay = decay
+        self.own: list[Tensor] = list(self.model.parameters())
+        self.source: list[Tensor] = list(source.parameters())
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after ``step`` steps."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.own, self.source, 1 - decay)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from training.run_directory import Point
+from training.config import TrainingError
+from training.run_directory import Point, RunDirectory, read_metrics
 
 COLOURS = ("#1f5f8b", "#9a6b3f", "#3f7d4e", "#8b2f4f", "#6a5a9c", "#b5892e", "#3c8c8c", "#777777")
 
@@ -34,3 +36,25 @@ def loss_picture(runs: Mapping[str, Sequence[Point]], title: str) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def compare(runs: Sequence[Path]) -> tuple[str, bytes]:
+    """A Markdown table and a picture (PNG) of some runs. Raises TrainingError for a directory that is no run."""
+    curves = {str(run): read_metrics(run) for run in runs}
+    for name, curve in curves.items():
+        if not curve:
+            raise TrainingError(f"{name} has no validation yet")
+    rows = ["| run | context | batch | seed | steps | best validation | at step | training there |", "|---|---|---|---|---|---|---|---|"]
+    for name, curve in curves.items():
+        config, best = RunDirectory.open(Path(name))[1].train, min(curve, key=lambda point: point.val_loss)
+        figures = (
+            config.block_size,
+            config.batch_size,
+            config.seed,
+            curve[-1].step,
+            f"{best.val_loss:.4f}",
+            best.step,
+            f"{best.train_loss:.4f}",
+        )
+        rows.append(f"| {name} | {' | '.join(map(str, figures))} |")
+    return "\n".join(rows), loss_picture(curves, "validation loss")

@@ -8,6 +8,7 @@ Python costs several times their arithmetic. (The CUDA path has not been run on 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -140,3 +141,15 @@ def build_step(
     alone = len(rows) == config.batch_size
     kind = GraphedStep if data.train.device.type == "cuda" and alone else TrainStep
     return kind(model, forward, optimizers, data, config, dtype, rows)
+
+
+def compile_step(step: TrainStep) -> None:
+    """Compile the step's forward pass and try it, backward too; leave the step as it was when that fails."""
+    plain = step.forward
+    try:
+        step.forward = torch.compile(plain)
+        step.loss_and_gradient()  # its gradient is dropped by the first real step
+    except Exception as error:  # whatever a compiler can throw
+        step.forward = plain
+        reason = (str(error).splitlines() or [""])[0][:200]
+        print(f"--compile: {type(error).__name__}: {reason}; going on without", file=sys.stderr)

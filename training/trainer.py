@@ -19,22 +19,19 @@ import torch
 from model.checkpoint.loading import LoadedCheckpoint, checkpoint_files, load_checkpoint
 from model.gpt import GPT
 from model.tokenizer.base import Tokenizer
-from training.average import MovingAverage
-from training.compiling import compile_step
+from training.checkpoint import TrainState, all_finite, build_manifest, load_state, state_files
 from training.config import TrainConfig
 from training.data import Dataset, Text, build_tokenizer, load_run_text
+from training.device import choose_device, choose_dtype, prepare
 from training.distributed import World
-from training.estimate import flops_per_token, measure_peak
 from training.evaluate import full_loss
+from training.flops import flops_per_token, measure_peak
 from training.interrupt import InterruptedRunError, StopSignals
-from training.losses import LossLog, diverged, first_not_finite
-from training.machine import choose_device, choose_dtype, prepare
-from training.optim import build_optimizers, schedule
-from training.progress import Progress
+from training.optim import MovingAverage, build_optimizers, schedule
+from training.progress import LossLog, Progress, diverged, first_not_finite
 from training.report import Reporter
 from training.run_directory import Point, RunDirectory, RunDocument, read_metrics
-from training.state import TrainState, all_finite, build_manifest, load_state, state_files
-from training.step import build_step
+from training.step import build_step, compile_step
 
 ONE_PROCESS = World()
 

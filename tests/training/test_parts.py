@@ -16,19 +16,15 @@ from model.params import SamplingParams
 from model.tokenizer.base import CharTokenizer
 from tests.training.processes import TINY, flags
 from training.__main__ import main
-from training.average import MovingAverage
-from training.config import TrainConfig, TrainingError
+from training.config import PRESETS, TrainConfig, TrainingError
 from training.data import Dataset, Text, load_text
-from training.estimate import flops_per_token
 from training.evaluate import full_loss
-from training.losses import LossLog
-from training.model_card import command_line
-from training.optim import build_optimizers, schedule, set_learning_rates, split_parameters
-from training.presets import PRESETS
-from training.progress import Progress
-from training.report import overfitting
+from training.flops import flops_per_token
+from training.optim import MovingAverage, build_optimizers, schedule, set_learning_rates, split_parameters
+from training.progress import LossLog, Progress
+from training.report import command_line, overfitting
 from training.run_directory import Point, RunDirectory
-from training.samples import sample_ids
+from training.sampling import sample_ids
 from training.step import WARM_UP_STEPS, GraphedStep, TrainStep
 from training.trainer import Trainer
 

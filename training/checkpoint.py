@@ -20,7 +20,7 @@ from model.checkpoint.files import CheckpointError, dump_json, parse_json, read_
 from model.gpt import GPT
 from training.config import TrainConfig
 from training.data import Text
-from training.machine import device_name, git_commit
+from training.device import device_name, git_commit
 from training.optim import Optimizers, load_named_state, named_state
 from training.run_directory import Point
 
