@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 from model.params import MAX_SEED
 from model.tokenizer.base import Tokenizer
 from service.api.events import TOKENS_AT_ONCE
+from service.api.generation import Generation
 from service.api.parsing import shown
 from service.api.plan import Plan, check_size, drawn_seed, encode, make_plan, sampling_params
 from service.api.schemas import CompletionBody
-from service.engine.interface import Chunk, Completion, ServedCheckpoint, TextStream, TokenLogprob
+from service.engine.interface import Chunk, Completion, ServedCheckpoint, TokenLogprob
 from service.errors import ApiError, error_object
-from service.http.sse import Emit
-from service.request_state import RequestState
 from service.state import Service
-from service.telemetry.metrics import Meter
 
 DONE = b"data: [DONE]\n\n"
-Consume = Callable[[TextStream, Meter, Callable[[Chunk], Awaitable[None]] | None, RequestState], Awaitable[Completion]]
 
 
 def plan_completions(service: Service, body: CompletionBody) -> list[Plan]:
@@ -130,81 +126,64 @@ class Choices:
             "text_offset": [each.offset for each in logprobs],
         }
 
-
-class Completions:
-    """Runs the choices beside each other; as a context it holds their streams."""
-
-    def __init__(
-        self, choices: Choices, plans: list[Plan], streams: list[TextStream], meters: list[Meter], state: RequestState, consume: Consume
-    ) -> None:
-        self.choices, self.plans, self.streams, self.meters, self.state, self.consume = choices, plans, streams, meters, state, consume
-        self._stack = AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        for stream in self.streams:
-            await self._stack.enter_async_context(stream)
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self._stack.aclose()
-
-    def usage(self, completions: Sequence[Completion]) -> dict[str, int]:
-        """Tokens of all choices; a prompt counts once for all of its own."""
-        prompt = sum(len(plan.request.prompt) for plan in self.plans[:: self.choices.body.n])
-        completion = sum(each.completion_tokens for each in completions)
-        self.state.fields |= {"prompt_tokens": prompt, "completion_tokens": completion}
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-    async def all(self, run: Callable[[int], Awaitable[Completion]]) -> list[Completion]:
-        """Every choice to its end, or the first error after the others were ended."""
-        tasks = [asyncio.ensure_future(run(index)) for index in range(len(self.streams))]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def whole(self) -> bytes:
-        """The reply as one JSON."""
-        completions = await self.all(lambda i: self.consume(self.streams[i], self.meters[i], None, self.state))
-        choices = []
-        for index, (plan, completion) in enumerate(zip(self.plans, completions, strict=True)):
-            logprobs = await self.logprobs(completion)
-            choices.append(choice(index, plan.echoed + completion.text, logprobs, completion))
-        reply = self.choices.envelope(choices, self.usage(completions))
-        return json.dumps(reply).encode("ascii")
-
-    async def logprobs(self, completion: Completion) -> dict[str, list[Any]] | None:
+    async def all_logprobs(self, completion: Completion) -> dict[str, list[Any]] | None:
         """A whole choice's, made in slices so that nobody waits for them."""
-        merged = self.choices.logprobs(())
+        merged = self.logprobs(())
         for first in range(0, len(completion.logprobs) if merged else 0, TOKENS_AT_ONCE):
-            part = self.choices.logprobs(completion.logprobs[first : first + TOKENS_AT_ONCE])
+            part = self.logprobs(completion.logprobs[first : first + TOKENS_AT_ONCE])
             for name in merged or ():
                 merged[name] += part[name]  # type: ignore[index]
             await asyncio.sleep(0)
         return merged
 
-    async def produce(self, emit: Emit) -> bytes:
-        """A stream's events: the choices' chunks as they come, each choice's ending, the token counts, ``[DONE]``."""
 
-        async def run(index: int) -> Completion:
-            if self.plans[index].echoed:
-                await emit(self.choices.chunk(choice(index, self.plans[index].echoed, None)))
+class CompletionEvents:
+    """OpenAI's chunks of all choices: `generation.EventFormat`."""
 
-            async def each(chunk: Chunk) -> None:
-                await emit(self.choices.chunk(choice(index, chunk.text, self.choices.logprobs(chunk.logprobs))))
+    def __init__(self, choices: Choices, generations: Sequence[Generation]) -> None:
+        self.choices, self.generations = choices, generations
 
-            completion = await self.consume(self.streams[index], self.meters[index], each, self.state)
-            await emit(self.choices.chunk(choice(index, "", None, completion)))
-            return completion
+    def begin(self, index: int) -> bytes:
+        """The prompt, if it is asked for."""
+        echoed = self.generations[index].plan.echoed
+        return self.choices.chunk(choice(index, echoed, None)) if echoed else b""
 
-        usage = self.usage(await self.all(run))
+    async def chunk(self, index: int, chunk: Chunk) -> bytes:
+        """Some of a choice's text."""
+        logprobs = self.choices.logprobs(chunk.logprobs) if chunk.logprobs else None
+        return self.choices.chunk(choice(index, chunk.text, logprobs))
+
+    def end(self, index: int, completion: Completion) -> bytes:
+        """The chunk that says why a choice ended."""
+        return self.choices.chunk(choice(index, "", None, completion))
+
+    async def close(self, completions: Sequence[Completion]) -> bytes:
+        """The token counts, if they are asked for, and OpenAI's mark of a success."""
+        usage = count_usage(self.generations, self.choices.body.n)
         return (self.choices.usage_chunk(usage) if self.choices.includes_usage else b"") + DONE
 
-    def fail(self, error: ApiError) -> bytes:
+    def error(self, error: ApiError) -> bytes:
         """A failed stream's last event; no ``[DONE]`` follows, so no client takes it for a success."""
-        return b"data: %b\n\n" % json.dumps({"error": error_object(error, self.state.request_id, openai=True)}).encode("ascii")
+        fields = error_object(error, self.generations[0].state.request_id, openai=True)
+        return b"data: %b\n\n" % json.dumps({"error": fields}).encode("ascii")
+
+
+async def whole_reply(choices: Choices, generations: Sequence[Generation]) -> bytes:
+    """The reply as one JSON, of texts that have ended."""
+    written = []
+    for index, generation in enumerate(generations):
+        completion = generation.completion
+        logprobs = await choices.all_logprobs(completion)
+        written.append(choice(index, generation.plan.echoed + completion.text, logprobs, completion))
+    return json.dumps(choices.envelope(written, count_usage(generations, choices.body.n))).encode("ascii")
+
+
+def count_usage(generations: Sequence[Generation], n: int) -> dict[str, int]:
+    """Tokens of all choices, for the reply and for the log; a prompt counts once for all ``n`` of its own."""
+    prompt = sum(len(generation.plan.request.prompt) for generation in generations[::n])
+    completion = sum(generation.completion.completion_tokens for generation in generations)
+    generations[0].state.fields |= {"prompt_tokens": prompt, "completion_tokens": completion}
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def choice(index: int, text: str, logprobs: dict[str, list[Any]] | None, completion: Completion | None = None) -> dict[str, Any]:

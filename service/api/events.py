@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,30 +10,30 @@ from json.encoder import encode_basestring_ascii as quote
 
 from model.tokenizer.base import Tokenizer
 from service.api.event_id import event_id_prefix
+from service.api.generation import Generation, sha256_text
 from service.api.plan import Plan
 from service.engine.interface import Chunk, Completion, TokenLogprob
+from service.errors import ApiError, error_object
 
 TOKENS_AT_ONCE = 64
-"""Log-probabilities of so many tokens are written before other requests get their turn."""
-
-
+"""Log-probabilities of this many tokens are written before other requests get their turn."""
 LEAST = -9999.0
 """Stands for minus infinity, which JSON does not have."""
 
 
 @lru_cache(maxsize=4)
-def heads(tokenizer: Tokenizer) -> list[str]:
+def token_prefixes(tokenizer: Tokenizer) -> list[str]:
     """For each token the beginning of its log-probability's object, up to the number."""
     return [f'{{"id": {id}, "token": {quote(text)}, "logprob": ' for id, text in enumerate(tokenizer.texts)]
 
 
 def logprobs_json(logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> str:
     """A list's inside: each token's log-probability and those of the most probable ones."""
-    head = heads(tokenizer)
+    prefix = token_prefixes(tokenizer)
     return ", ".join(
         [
-            f"{head[each.id]}{max(each.logprob, LEAST)!r}, "
-            f'"top": [{", ".join([f"{head[id]}{max(logprob, LEAST)!r}}}" for id, logprob in each.top])}]}}'
+            f"{prefix[each.id]}{max(each.logprob, LEAST)!r}, "
+            f'"top": [{", ".join([f"{prefix[id]}{max(logprob, LEAST)!r}}}" for id, logprob in each.top])}]}}'
             for each in logprobs
         ]
     )
@@ -47,11 +46,6 @@ async def all_logprobs_json(logprobs: Sequence[TokenLogprob], tokenizer: Tokeniz
         slices.append(logprobs_json(logprobs[first : first + TOKENS_AT_ONCE], tokenizer))
         await asyncio.sleep(0)
     return ", ".join(slices)
-
-
-def sha256_text(text: str) -> str:
-    """The hash that lets a client check a text put together from events."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 async def reply_json(plan: Plan, completion: Completion, request_id: str) -> str:
@@ -84,29 +78,46 @@ async def reply_json(plan: Plan, completion: Completion, request_id: str) -> str
     return f'{data[:-1]}, "logprobs": [{await all_logprobs_json(completion.logprobs, plan.checkpoint.tokenizer)}]}}'
 
 
-class Events:
-    """The events of one stream.
+class NativeEvents:
+    """The events of one text: `generation.EventFormat`.
 
-    >>> events.text(Chunk(7, "O, sp"))
+    >>> await native.chunk(0, Chunk(7, "O, sp"))
     b'id: my-id.0123456789ab.fedcba9876543210.7\\ndata: {"index": 7, "text": "O, sp"}\\n\\n'
     """
 
-    def __init__(self, plan: Plan, request_id: str) -> None:
-        self._id = "id: " + event_id_prefix(request_id, plan.checkpoint.id, plan.digest)
+    def __init__(self, generation: Generation) -> None:
+        self.generation, self.plan = generation, generation.plan
+        self.request_id = generation.state.request_id
+        self._id = "id: " + event_id_prefix(self.request_id, self.plan.checkpoint.id, self.plan.digest)
+
+    def begin(self, index: int) -> bytes:
+        """The prompt, if it is asked for and was not sent before the cut."""
+        return self.text(Chunk(0, self.plan.echoed)) if self.plan.echoed and self.plan.resume_from is None else b""
+
+    async def chunk(self, index: int, chunk: Chunk) -> bytes:
+        """Some text."""
+        tokenizer = self.plan.checkpoint.tokenizer
+        return self.text(chunk, await all_logprobs_json(chunk.logprobs, tokenizer) if chunk.logprobs else "")
 
     def text(self, chunk: Chunk, logprobs: str = "") -> bytes:
         """A piece of text; ``logprobs`` are the inside of its list."""
         if logprobs:
             logprobs = f', "logprobs": [{logprobs}]'
-        return f'{self._id}{chunk.index}\ndata: {{"index": {chunk.index}, "text": {quote(chunk.text)}{logprobs}}}\n\n'.encode("ascii")
+        return (f'{self._id}{chunk.index}\ndata: {{"index": {chunk.index}, "text": {quote(chunk.text)}{logprobs}}}\n\n').encode("ascii")
 
-    @staticmethod
-    def end(reply: str) -> bytes:
-        """The whole reply; nothing follows."""
-        return f"event: end\ndata: {reply}\n\n".encode("ascii")
+    def end(self, index: int, completion: Completion) -> bytes:
+        """Nothing: the one text's end is the stream's."""
+        return b""
 
-    @staticmethod
-    def error(error: dict[str, object], index: int, retryable: bool) -> bytes:
-        """What went wrong after the stream had opened; nothing follows."""
-        data = json.dumps({"error": error, "index": index, "retryable": retryable})
-        return f"event: error\ndata: {data}\n\n".encode("ascii")
+    async def close(self, completions: Sequence[Completion]) -> bytes:
+        """The whole reply."""
+        return f"event: end\ndata: {await reply_json(self.plan, completions[0], self.request_id)}\n\n".encode("ascii")
+
+    def error(self, error: ApiError) -> bytes:
+        """What went wrong after the stream had opened."""
+        data = {
+            "error": error_object(error, self.request_id, openai=False),
+            "index": self.generation.index,
+            "retryable": error.retryable,
+        }
+        return f"event: error\ndata: {json.dumps(data)}\n\n".encode("ascii")

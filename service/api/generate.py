@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api.events import Events, all_logprobs_json, reply_json, sha256_text
+from service.api.events import NativeEvents, reply_json
+from service.api.generation import Generation, complete, events
 from service.api.openapi import GENERATE
 from service.api.parsing import parse_body
 from service.api.plan import Plan, plan_generate
 from service.api.schemas import GenerateBody
-from service.engine.interface import Chunk, Completion, EngineStopping, TextStream
-from service.errors import CLIENT_GONE, ApiError, ClientGoneError, error_object
-from service.http.sse import Emit, EventStream, unless_gone
+from service.errors import CLIENT_GONE, ApiError, ClientGoneError
+from service.http.sse import EventStream
 from service.request_state import RequestState, request_state
-from service.state import Service, service_of
-from service.telemetry.metrics import Meter, Where
+from service.state import service_of
 
 router = APIRouter()
 
@@ -31,9 +27,16 @@ async def generate(request: Request) -> Response:
     plan = plan_generate(service, body, last_event_id(request))
     (stream,) = service.admit(plan.request)
     note(state, plan)
+    generation = Generation(service, plan, stream, state)
+    headers = response_headers(plan)
     if wants_stream(body, request.headers.get("accept", "")):
-        return NativeStream(service, plan, stream, state).response()
-    return await whole(service, plan, stream, state, request)
+        stream_of_events = events([generation], NativeEvents(generation))
+        return EventStream(stream_of_events, [stream], headers=headers, keep_alive_s=service.settings.keep_alive_s)
+    try:
+        (completion,) = await complete([generation], request.receive)
+    except ClientGoneError:
+        return Response(status_code=CLIENT_GONE)
+    return Response(await reply_json(plan, completion, state.request_id), headers=headers, media_type="application/json")
 
 
 def last_event_id(request: Request) -> str | None:
@@ -67,72 +70,3 @@ def response_headers(plan: Plan) -> dict[str, str]:
         "X-Fingerprint": plan.checkpoint.fingerprint,
         "Cache-Control": "no-store",
     }
-
-
-async def consume(stream: TextStream, meter: Meter, each: Callable[[Chunk], Awaitable[None]] | None, state: RequestState) -> Completion:
-    """Read a stream to its end, metered; ``each`` gets every chunk."""
-    try:
-        async for chunk in stream:
-            meter.chunk(chunk)
-            if each is not None:
-                await each(chunk)
-    except (asyncio.CancelledError, EngineStopping) as error:
-        where: Where = "shutdown" if isinstance(error, EngineStopping) else meter.where
-        stream.cancel(where)
-        meter.cancelled(where)
-        state.fields |= {"cancelled": where, "completion_tokens": meter.index}
-        raise
-    completion = stream.completion
-    meter.finished(completion)
-    state.fields |= {
-        "finish_reason": completion.finish_reason,
-        "completion_tokens": completion.completion_tokens,
-        "text_sha256": sha256_text(completion.text),
-        "queue_ms": round(completion.queue_s * 1e3, 3),
-        "ttft_ms": round(completion.ttft_s * 1e3, 3),
-    }
-    return completion
-
-
-async def whole(service: Service, plan: Plan, stream: TextStream, state: RequestState, request: Request) -> Response:
-    """The text as one JSON. It is read from the same stream, and ends like it when the client leaves."""
-    meter = Meter(service.metrics, state.started, len(plan.request.prompt))
-    async with stream:
-        try:
-            completion = await unless_gone(request.receive, consume(stream, meter, None, state))
-        except ClientGoneError:
-            return Response(status_code=CLIENT_GONE)
-    reply = await reply_json(plan, completion, state.request_id)
-    return Response(reply, headers=response_headers(plan), media_type="application/json")
-
-
-class NativeStream:
-    """One text as a stream of events."""
-
-    def __init__(self, service: Service, plan: Plan, stream: TextStream, state: RequestState) -> None:
-        self.service, self.plan, self.stream, self.state = service, plan, stream, state
-        self.events = Events(plan, state.request_id)
-        self.meter = Meter(service.metrics, state.started, len(plan.request.prompt), plan.resume_from or 0)
-
-    def response(self) -> EventStream:
-        """What the route returns."""
-        keep_alive_s = self.service.settings.keep_alive_s
-        headers = response_headers(self.plan)
-        return EventStream([self.stream], self.produce, self.fail, self.state, headers=headers, keep_alive_s=keep_alive_s)
-
-    async def produce(self, emit: Emit) -> bytes:
-        """All events but the last, which is returned."""
-        if self.plan.echoed and self.plan.resume_from is None:
-            await emit(self.events.text(Chunk(0, self.plan.echoed)))
-        tokenizer = self.plan.checkpoint.tokenizer
-
-        async def each(chunk: Chunk) -> None:
-            logprobs = await all_logprobs_json(chunk.logprobs, tokenizer) if chunk.logprobs else ""
-            await emit(self.events.text(chunk, logprobs))
-
-        completion = await consume(self.stream, self.meter, each, self.state)
-        return self.events.end(await reply_json(self.plan, completion, self.state.request_id))
-
-    def fail(self, error: ApiError) -> bytes:
-        """The last event of a stream that went wrong."""
-        return self.events.error(error_object(error, self.state.request_id, openai=False), self.meter.index, error.retryable)

@@ -8,18 +8,18 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from service.api.completions import Choices, Completions, plan_completions
-from service.api.generate import consume, response_headers
+from service.api.completions import Choices, CompletionEvents, plan_completions, whole_reply
+from service.api.generate import response_headers
+from service.api.generation import Generation, complete, events
 from service.api.openapi import COMPLETIONS, MODEL, MODELS
 from service.api.parsing import parse_body
 from service.api.schemas import CompletionBody
 from service.engine.catalogue import provenance
 from service.engine.interface import ServedCheckpoint
 from service.errors import CLIENT_GONE, ApiError, ClientGoneError
-from service.http.sse import EventStream, unless_gone
+from service.http.sse import EventStream
 from service.request_state import request_state
 from service.state import Service, service_of
-from service.telemetry.metrics import Meter
 
 router = APIRouter(prefix="/v1")
 
@@ -31,21 +31,19 @@ async def completions(request: Request) -> Response:
     body = parse_body(request.headers, await request.body(), CompletionBody)
     plans = plan_completions(service, body)
     streams = service.admit(*(plan.request for plan in plans))
-    meters = [Meter(service.metrics, state.started, len(plan.request.prompt)) for plan in plans]
+    generations = [Generation(service, plan, stream, state) for plan, stream in zip(plans, streams, strict=True)]
     head = plans[0].checkpoint
     choices = Choices(head, body, f"cmpl-{state.request_id}", int(time.time()))
-    work = Completions(choices, plans, streams, meters, state, consume)
     headers = response_headers(plans[0])
     state.fields |= {"checkpoint": head.id, "choices": len(plans), "seed": plans[0].request.params.seed}
     if body.stream:
-        keep_alive_s = service.settings.keep_alive_s
-        return EventStream(streams, work.produce, work.fail, state, headers=headers, keep_alive_s=keep_alive_s)
-    async with work:
-        try:
-            reply = await unless_gone(request.receive, work.whole())
-        except ClientGoneError:
-            return Response(status_code=CLIENT_GONE)
-    return Response(reply, headers=headers, media_type="application/json")
+        chunks = events(generations, CompletionEvents(choices, generations))
+        return EventStream(chunks, streams, headers=headers, keep_alive_s=service.settings.keep_alive_s)
+    try:
+        await complete(generations, request.receive)
+    except ClientGoneError:
+        return Response(status_code=CLIENT_GONE)
+    return Response(await whole_reply(choices, generations), headers=headers, media_type="application/json")
 
 
 @router.get("/models", **MODELS)

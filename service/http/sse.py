@@ -1,27 +1,22 @@
-"""Server-sent events: built by hand from ASCII JSON, sent as the engine hands text out, ended when the client leaves.
+"""Server-sent events on their way to a client: what is iterated is sent, and the client's leaving ends the iteration.
 
-A response here is raw ASGI. Three tasks serve a stream: one produces events, one watches for the client's leaving, one sends a
-comment when nothing else was sent for a while. Whichever way it ends, the text streams' contexts are left, which frees their rows.
+A response here is raw ASGI. One task iterates and sends, one watches for the client's leaving, one sends a comment when nothing
+else was sent for a while. Whichever way it ends, the contexts that the stream holds are left, which frees what it was made of.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, suppress
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.engine.interface import TextStream
-from service.errors import ApiError, ClientGoneError, as_api_error
-from service.request_state import RequestState
+from service.errors import ClientGoneError
 
-logger = logging.getLogger("folio")
 T = TypeVar("T")
-Emit = Callable[[bytes], Awaitable[None]]
 
 KEEP_ALIVE = b": keep-alive\n\n"
 STREAM_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
@@ -50,52 +45,29 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T], *helpers: 
 
 
 class EventStream(Response):
-    """A stream of events over admitted text streams.
-
-    ``produce`` sends events with the function it is given and returns the last one; ``fail`` makes the last one of an error.
-    """
+    """A stream of events. ``held`` are contexts that it enters before its first byte and leaves after its last."""
 
     def __init__(
         self,
-        streams: Sequence[TextStream],
-        produce: Callable[[Emit], Coroutine[Any, Any, bytes]],
-        fail: Callable[[ApiError], bytes],
-        state: RequestState,
+        events: AsyncGenerator[bytes, None],
+        held: Sequence[AbstractAsyncContextManager[object]],
         *,
         headers: dict[str, str],
         keep_alive_s: float,
     ) -> None:
-        self.streams = streams
-        self.produce = produce
-        self.fail = fail
-        self.state = state
-        self.keep_alive_s = keep_alive_s
-        self.background = None
-        self.status_code = 200
-        self.body = b""
-        self.init_headers(headers | STREAM_HEADERS)
+        super().__init__(headers=headers | STREAM_HEADERS)
         del self.headers["content-length"]
+        self.events, self.held = events, held
+        self.keep_alive_s = keep_alive_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with AsyncExitStack() as stack:
-            for stream in self.streams:
-                await stack.enter_async_context(stream)
+            for context in self.held:
+                await stack.enter_async_context(context)
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             writer = Writer(send)
             with suppress(ClientGoneError):
-                await unless_gone(receive, self.run(writer), writer.keep_alive(self.keep_alive_s))
-
-    async def run(self, writer: Writer) -> None:
-        """Send every event; exactly one ending closes the stream, whatever goes wrong."""
-        try:
-            last = await self.produce(writer.send)
-        except Exception as error:
-            refusal = as_api_error(error)
-            self.state.code = refusal.code
-            if refusal.status == 500:
-                logger.error("a stream failed", exc_info=error, extra={"fields": {"request_id": self.state.request_id}})
-            last = self.fail(refusal)
-        await writer.end(last)
+                await unless_gone(receive, writer.send_all(self.events), writer.keep_alive(self.keep_alive_s))
 
 
 class Writer:
@@ -107,17 +79,20 @@ class Writer:
         self.last = self._clock()
         self.busy = False
 
+    async def send_all(self, events: AsyncGenerator[bytes, None]) -> None:
+        """Send what is iterated, then the end of the body."""
+        async with aclosing(events):
+            async for data in events:
+                await self.send(data)
+        self.busy = True
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
     async def send(self, data: bytes) -> None:
-        """Returns when the transport can take more: back-pressure for the producer."""
+        """Returns when the transport can take more: back-pressure for the iteration."""
         self.busy = True
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
         self.last = self._clock()
         self.busy = False
-
-    async def end(self, data: bytes) -> None:
-        """Send the last bytes; nothing is sent after them."""
-        self.busy = True
-        await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     async def keep_alive(self, interval: float) -> None:
         """Send a comment whenever nothing was sent for ``interval`` seconds, so that no proxy gives the stream up."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Literal
 
@@ -10,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service.engine.interface import Chunk, Completion, Engine
+from service.engine.interface import Engine
 from service.errors import STATUS
 
 Where = Literal["queued", "running", "shutdown"]
@@ -73,42 +72,3 @@ class EngineCollector(Collector):
     def describe(self) -> Iterable[Metric]:
         """Nothing, so that registering does not read the engine."""
         return ()
-
-
-class Meter:
-    """Measures one generation. Everything it keeps is numbers."""
-
-    def __init__(self, metrics: Metrics, started: float, num_prompt: int, first_index: int = 0) -> None:
-        self.metrics = metrics
-        self.started = started
-        self.last = 0.0
-        self.index = first_index
-        metrics.prompt_tokens.inc(num_prompt)
-
-    @property
-    def where(self) -> Where:
-        """Where a request is that ends now: only one that has its first token is known to run."""
-        return "running" if self.last else "queued"
-
-    def chunk(self, chunk: Chunk) -> None:
-        """Text has arrived."""
-        now = time.monotonic()
-        tokens = chunk.index - self.index
-        self.index = chunk.index
-        self.metrics.generation_tokens.inc(max(tokens, 0))
-        if not self.last:
-            self.metrics.ttft.observe(now - self.started)
-        elif tokens > 0:
-            self.metrics.itl.observe((now - self.last) / tokens)
-        self.last = now
-
-    def finished(self, completion: Completion) -> None:
-        """All text has arrived."""
-        self.metrics.generation_tokens.inc(max(completion.completion_tokens - self.index, 0))
-        self.metrics.success.labels(completion.finish_reason).inc()
-        self.metrics.queue.observe(completion.queue_s)
-        self.metrics.e2e.observe(time.monotonic() - self.started)
-
-    def cancelled(self, where: Where) -> None:
-        """The rest of the text is not wanted or not to be had."""
-        self.metrics.cancelled.labels(where).inc()
