@@ -26,11 +26,12 @@ from typing import Any
 import torch
 
 from benchmarks.serving import ROOT, free_port, get, peak_mb, processes, wait_for
-from model.checkpoint.files import read_manifest, write_checkpoint
+from model.checkpoint.files import write_checkpoint
 from model.checkpoint.loading import checkpoint_files
+from model.checkpoint.manifest import read_manifest
 from model.config import GPTConfig
 from model.gpt import GPT
-from model.tokenizer.base import CharTokenizer
+from model.tokenizer.char import CharTokenizer
 
 ADMIN = "soak-admin-key"
 CHARACTERS = "\n abcdefghij"
@@ -58,7 +59,7 @@ def make_checkpoints(directory: Path) -> dict[str, Path]:
         config = GPTConfig(vocab_size=len(CHARACTERS), block_size=64, n_layer=2, n_head=3, n_embd=48, dropout=0.0)
         path = directory / f"model-{seed}"
         write_checkpoint(path, checkpoint_files(GPT(config).eval(), CharTokenizer(CHARACTERS), list(range(12)) * 5), {})
-        made[read_manifest(path)[0]] = path
+        made[read_manifest(path).id] = path
     return made
 
 

@@ -7,15 +7,16 @@ The whole public surface is :func:`load_checkpoint`::
     logits = c.model(ids)            # (B, T) token ids → (B, T, V) logits
     c.tokenizer, c.config, c.manifest
 
-Names are handed on lazily: the HTTP side imports parts of this package and must not import torch.
+What needs torch is imported when it is first used: the API process imports parts of this package, and must not import torch.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from model.checkpoint.manifest import CheckpointError
+
 if TYPE_CHECKING:
-    from model.checkpoint.files import CheckpointError as CheckpointError
     from model.checkpoint.loading import LoadedCheckpoint as LoadedCheckpoint
     from model.checkpoint.loading import load_checkpoint as load_checkpoint
 
@@ -23,10 +24,6 @@ __all__ = ["CheckpointError", "LoadedCheckpoint", "load_checkpoint"]
 
 
 def __getattr__(name: str) -> object:
-    if name == "CheckpointError":
-        from model.checkpoint.files import CheckpointError
-
-        return CheckpointError
     if name in __all__:
         from model.checkpoint import loading
 

@@ -14,13 +14,13 @@ from typing import NoReturn
 
 from pydantic import SecretStr, ValidationError
 
+from model.checkpoint.manifest import MANIFEST
 from service.app import create_app
 from service.http.server import Server
 from service.settings import Settings
 from service.state import Service
 from service.telemetry import logs
 
-MANIFEST = "manifest.json"
 INTERRUPTED = 130
 OTHERS_VARIABLES = frozenset({"FOLIO_DATA", "FOLIO_URL", "FOLIO_API_KEY"})
 """What training and the client read."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from model.checkpoint.files import CheckpointError
+from model.checkpoint.manifest import CheckpointError
 from model.config import ConfigError
 from model.tokenizer.base import UnknownCharacterError
 from training import commands

@@ -16,7 +16,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from model.checkpoint.files import CheckpointError, dump_json, parse_json, read_manifest, read_verified
+from model.checkpoint.files import dump_json, read_verified
+from model.checkpoint.manifest import CheckpointError, parse_json, read_manifest
 from model.gpt import GPT
 from training.config import TrainConfig
 from training.data import Text
@@ -52,7 +53,7 @@ def state_files(state: TrainState, losses: list[float], model: GPT, optimizers: 
 
 def load_state(path: Path, model: GPT, optimizers: Optimizers) -> tuple[TrainState, list[float]]:
     """Fill the optimizers (and the raw weights, if they are there) from a checkpoint. Raises CheckpointError."""
-    contents = read_verified(path, read_manifest(path)[1])
+    contents = read_verified(read_manifest(path))
     for name in (OPTIMIZER, STATE):
         if name not in contents:
             raise CheckpointError(f"{path} has no {name}: it was exported for serving, nothing can be resumed from it")

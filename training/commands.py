@@ -98,7 +98,8 @@ def sign(arguments: Sequence[str]) -> int:
     parser.add_argument("--key", metavar="FILE", type=Path, required=True, help="private key (PEM, unencrypted)")
     parser.add_argument("--new-key", action="store_true", help="make the key first")
     options = parser.parse_args(arguments)
-    from model.checkpoint.files import MANIFEST, read_checkpoint
+    from model.checkpoint.files import read_checkpoint
+    from model.checkpoint.manifest import MANIFEST
     from model.checkpoint.signature import SignatureError, new_private_key, public_key_text, read_private_key
     from model.checkpoint.signature import sign as sign_manifest
     from training.config import TrainingError

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from model.sampling import uniform_tensor
-from model.tokenizer.base import ByteTokenizer, CharTokenizer, Tokenizer, TokenizerError
+from model.tokenizer.base import Tokenizer, TokenizerError
+from model.tokenizer.byte import ByteTokenizer
+from model.tokenizer.char import CharTokenizer
 from training.config import TrainConfig, TrainingError
 from training.run_directory import RunDocument
 

@@ -14,12 +14,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from model.checkpoint.files import MAX_JSON_BYTES, CheckpointError, dump_json, parse_json, read_checkpoint, read_file, write_checkpoint
+from model.checkpoint.files import dump_json, read_checkpoint, write_checkpoint
 from model.checkpoint.loading import checkpoint_files, load_checkpoint
+from model.checkpoint.manifest import MAX_JSON_BYTES, CheckpointError, parse_json, read_file
 from model.config import Activation, GPTConfig
 from model.gpt import GPT
-from model.tokenizer.base import ByteTokenizer, CharTokenizer, Tokenizer, TokenizerError
+from model.tokenizer.base import Tokenizer, TokenizerError
 from model.tokenizer.bpe import BYTES, BPETokenizer
+from model.tokenizer.byte import ByteTokenizer
+from model.tokenizer.char import CharTokenizer
 from training.config import TrainingError
 from training.run_directory import writing
 

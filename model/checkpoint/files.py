@@ -4,8 +4,8 @@
     config.json         the architecture       selftest.json    known answers: logits with a tolerance
     manifest.json       sha256 of every other file, and where the weights come from
 
-The checkpoint's id is ``sha256:`` of ``manifest.json``, so it names the bytes of everything. No torch here: the engine's native
-kernels and the HTTP side read checkpoints too; `model.loading` has the torch side.
+The checkpoint's id is ``sha256:`` of ``manifest.json``, so it names the bytes of everything. No torch here, since the kernels need
+none; `model.checkpoint.loading` has the torch side.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,19 +23,15 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
+from model.checkpoint.manifest import FORMAT, MANIFEST, MAX_JSON_BYTES, CheckpointError, Manifest, parse_json, read_file, read_manifest
 from model.config import ConfigError, GPTConfig
-from model.tokenizer.base import Tokenizer, TokenizerError, tokenizer_from_json
+from model.tokenizer.base import Tokenizer, TokenizerError
+from model.tokenizer.load import tokenizer_from_json
 
-FORMAT = 1
-MODEL, CONFIG, TOKENIZER, SELFTEST, MANIFEST = "model.safetensors", "config.json", "tokenizer.json", "selftest.json", "manifest.json"
+MODEL, CONFIG, TOKENIZER, SELFTEST = "model.safetensors", "config.json", "tokenizer.json", "selftest.json"
 REQUIRED = (MODEL, CONFIG, TOKENIZER, SELFTEST)
-MAX_JSON_BYTES = 64 << 20
 
 Array = NDArray[np.float32]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be trusted or used; the message is one line and names the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,43 +43,12 @@ class Checkpoint:
     """``sha256:`` and 64 hex digits."""
     config: GPTConfig
     tokenizer: Tokenizer
+    start: int
+    """The token that an empty prompt starts from: the first of the manifest's ``start``, a newline, or token 0."""
     manifest: dict[str, Any]
     selftest: dict[str, Any]
     tensors: dict[str, Array]
-
-    @property
-    def start(self) -> int:
-        """The token that an empty prompt starts from: the manifest's ``start``, a newline, or token 0."""
-        return self.tokenizer.first(self.manifest.get("start", "\n"))
-
-
-def read_file(path: Path, limit: int | None = None) -> bytes:
-    """The bytes of a regular file. Raises CheckpointError naming it: missing, not a file (a FIFO would block), too large."""
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise CheckpointError(f"{path} is not a regular file")
-            if limit is not None and status.st_size > limit:
-                raise CheckpointError(f"{path} has {status.st_size} bytes, more than the {limit} allowed")
-            return file.read()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except IsADirectoryError:
-        raise CheckpointError(f"{path} is not a regular file") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def parse_json(path: Path, data: bytes) -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError naming the file."""
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path} is not valid JSON") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
-    return value
+    """Name → weights, with the shapes of ``config.parameter_shapes``."""
 
 
 def parse_tensors(path: Path, data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
@@ -106,7 +70,7 @@ def parse_tensors(path: Path, data: bytes, shapes: Mapping[str, tuple[int, ...]]
 
 
 def to_float32(path: Path, name: str, dtype: str, data: bytes) -> Array:
-    """Raw little-endian numbers as float32; bfloat16 is the upper half of a float32."""
+    """Raw little-endian numbers as a flat float32 array; bfloat16 is the upper half of a float32."""
     if dtype == "BF16":
         return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
     if dtype in ("F32", "F16"):
@@ -114,50 +78,25 @@ def to_float32(path: Path, name: str, dtype: str, data: bytes) -> Array:
     raise CheckpointError(f"{path}: {name} has dtype {dtype}, expected F32, F16 or BF16")
 
 
-def read_manifest(path: Path, trusted: Sequence[str] | None = None) -> tuple[str, dict[str, Any]]:
-    """The id and the manifest of a checkpoint directory, without reading its other files. Raises CheckpointError.
-
-    ``trusted``: public keys, one of which must have signed it; None asks for no signature.
-    """
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is not a directory: a checkpoint is a directory with a {MANIFEST}")
-    data = read_file(path / MANIFEST, MAX_JSON_BYTES)
-    if trusted is not None:
-        check_signature(path, data, trusted)
-    manifest = parse_json(path / MANIFEST, data)
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path / MANIFEST} has format {manifest.get('format')!r}, this version reads format {FORMAT}")
-    if not isinstance(manifest.get("start", ""), str):
-        raise CheckpointError(f"{path / MANIFEST}: start must be a string")
-    return "sha256:" + hashlib.sha256(data).hexdigest(), manifest
-
-
-def check_signature(path: Path, manifest: bytes, trusted: Sequence[str]) -> None:
-    """Raises CheckpointError."""
-    from model.checkpoint.signature import SignatureError, verify
-
-    try:
-        verify(path, manifest, trusted)
-    except SignatureError as error:
-        raise CheckpointError(str(error)) from None
-
-
-def read_verified(path: Path, manifest: Mapping[str, Any]) -> dict[str, bytes]:
+def read_verified(manifest: Manifest) -> dict[str, bytes]:
     """The bytes of every file that the manifest lists, each with the hash that it lists. Raises CheckpointError."""
-    listed = manifest.get("files")
-    if not isinstance(listed, dict) or not all(isinstance(name, str) and isinstance(h, str) for name, h in listed.items()):
-        raise CheckpointError(f"{path / MANIFEST} must list the sha256 of every file under 'files'")
+    listed = manifest.document.get("files")
+    if not isinstance(listed, dict) or not all(isinstance(each, str) for each in listed.values()):
+        raise CheckpointError(f"{manifest.file} must list the sha256 of every file under 'files'")
     for name in REQUIRED:
         if name not in listed:
-            raise CheckpointError(f"{path / MANIFEST} does not list {name}")
-    contents = {}
-    for name, expected in listed.items():
-        if Path(name).name != name or name in ("", ".", ".."):
-            raise CheckpointError(f"{path / MANIFEST} lists {name!r}, which is not a plain file name")
-        contents[name] = read_file(path / name, None if name.endswith(".safetensors") else MAX_JSON_BYTES)
-        if hashlib.sha256(contents[name]).hexdigest() != expected:
-            raise CheckpointError(f"{path / name} does not match its sha256 in {MANIFEST}: truncated, damaged or replaced")
-    return contents
+            raise CheckpointError(f"{manifest.file} does not list {name}")
+    return {name: read_listed(manifest, name, expected) for name, expected in listed.items()}
+
+
+def read_listed(manifest: Manifest, name: str, expected: str) -> bytes:
+    """One listed file. Raises CheckpointError."""
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise CheckpointError(f"{manifest.file} lists {name!r}, which is not a plain file name")
+    data = read_file(manifest.path / name, None if name.endswith(".safetensors") else MAX_JSON_BYTES)
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise CheckpointError(f"{manifest.path / name} does not match its sha256 in {MANIFEST}: truncated, damaged or replaced")
+    return data
 
 
 def read_checkpoint(path: str | Path, trusted: Sequence[str] | None = None) -> Checkpoint:
@@ -166,8 +105,12 @@ def read_checkpoint(path: str | Path, trusted: Sequence[str] | None = None) -> C
     ``trusted``: public keys, one of which must have signed it; None asks for no signature.
     """
     path = Path(path)
-    checkpoint_id, manifest = read_manifest(path, trusted)
-    contents = read_verified(path, manifest)
+    manifest = read_manifest(path)
+    if trusted is not None:
+        from model.checkpoint.signature import verify  # whose library nobody else needs
+
+        verify(path, manifest.data, trusted)
+    contents = read_verified(manifest)
     try:
         config = GPTConfig.from_json(parse_json(path / CONFIG, contents[CONFIG]))
     except ConfigError as error:
@@ -180,10 +123,11 @@ def read_checkpoint(path: str | Path, trusted: Sequence[str] | None = None) -> C
         raise CheckpointError(f"{path / TOKENIZER} has {tokenizer.vocab_size} tokens, {CONFIG} says {config.vocab_size}")
     return Checkpoint(
         path=path,
-        id=checkpoint_id,
+        id=manifest.id,
         config=config,
         tokenizer=tokenizer,
-        manifest=manifest,
+        start=tokenizer.first(manifest.start),
+        manifest=manifest.document,
         selftest=parse_json(path / SELFTEST, contents[SELFTEST]),
         tensors=parse_tensors(path / MODEL, contents[MODEL], config.parameter_shapes),
     )

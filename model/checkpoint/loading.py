@@ -10,7 +10,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from model.checkpoint.files import CONFIG, MODEL, SELFTEST, TOKENIZER, CheckpointError, dump_json, read_checkpoint
+from model.checkpoint.files import CONFIG, MODEL, SELFTEST, TOKENIZER, dump_json, read_checkpoint
 from model.config import GPTConfig
 from model.generate import next_logits
 from model.gpt import GPT
@@ -30,8 +30,6 @@ class LoadedCheckpoint:
     config: GPTConfig
     manifest: dict[str, Any]
     id: str
-    start: int
-    selftest: dict[str, Any]
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LoadedCheckpoint:
@@ -46,8 +44,6 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu", dtype:
         config=checkpoint.config,
         manifest=checkpoint.manifest,
         id=checkpoint.id,
-        start=checkpoint.start,
-        selftest=checkpoint.selftest,
     )
 
 
@@ -76,6 +72,3 @@ def selftest(model: GPT, sample_ids: Sequence[int]) -> dict[str, Any]:
         logits = next_logits(model, sample_ids[:n], stride=1)
         cases.append({"prompt": list(sample_ids[:n]), "logits": [round(x, 5) for x in logits.tolist()]})
     return {"tolerance": TOLERANCE, "cases": cases}
-
-
-__all__ = ["CheckpointError", "LoadedCheckpoint", "checkpoint_files", "load_checkpoint"]

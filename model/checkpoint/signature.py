@@ -15,10 +15,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
 
+from model.checkpoint.manifest import CheckpointError, read_file
+
 SIGNATURE = "manifest.sig"
+MAX_SIGNATURE_BYTES = 1024
 
 
-class SignatureError(ValueError):
+class SignatureError(CheckpointError):
     """A signature that is missing, wrong, or made by nobody who is trusted; or a key that is no key."""
 
 
@@ -70,10 +73,10 @@ def verify(checkpoint: Path, manifest: bytes, trusted: Sequence[str]) -> None:
     keys = [parse_public_key(text) for text in trusted]
     path = checkpoint / SIGNATURE
     try:
-        signature = base64.b64decode(path.read_bytes()[:1024])
-    except FileNotFoundError:
-        raise SignatureError(f"{path} is missing, and signatures are required; sign it with: folio-train sign {checkpoint}") from None
-    except (OSError, ValueError):
+        signature = base64.b64decode(read_file(path, MAX_SIGNATURE_BYTES))
+    except CheckpointError as error:
+        raise SignatureError(f"{error}, and signatures are required; sign it with: folio-train sign {checkpoint}") from None
+    except ValueError:
         raise SignatureError(f"{path} is not a signature") from None
     for key in keys:
         try:

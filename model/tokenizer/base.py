@@ -1,6 +1,6 @@
-"""Text to token ids and back: one token per character, per byte, or per piece of BPE. No torch here: the HTTP side uses it too.
+"""What every tokenizer is. A token stands for some bytes of UTF-8, whatever its kind, so there is one way back to text for all.
 
-Whatever the kind, a token stands for some bytes of UTF-8, so there is one way back to text for all of them.
+No torch here: the API process uses it too.
 """
 
 from __future__ import annotations
@@ -81,78 +81,6 @@ class Tokenizer(ABC):
         """The inverse of :meth:`to_json`. Raises TokenizerError."""
 
 
-class CharTokenizer(Tokenizer):
-    """One token per character; ids in code point order.
-
-    >>> tokenizer = CharTokenizer.from_text("hello")
-    >>> tokenizer.encode("hole"), tokenizer.decode([1, 0])
-    ([1, 3, 2, 0], 'he')
-    """
-
-    kind = "char"
-
-    def __init__(self, characters: Sequence[str]) -> None:
-        if not characters or any(len(c) != 1 for c in characters) or len(set(characters)) != len(characters):
-            raise TokenizerError("a character vocabulary must list distinct single characters, at least one")
-        if any("\ud800" <= c <= "\udfff" for c in characters):
-            raise TokenizerError("a character vocabulary must not list surrogates: no UTF-8 text holds one")
-        super().__init__([c.encode() for c in characters])
-
-    @classmethod
-    def from_text(cls, text: str) -> Self:
-        """The vocabulary of a text. Raises TokenizerError when the text is empty."""
-        return cls(sorted(set(text)))
-
-    def unknown(self, text: str) -> dict[str, list[int]]:
-        """Characters that the vocabulary lacks, with their offsets in code points."""
-        return offsets(text, self.ids.__contains__)
-
-    def encode(self, text: str) -> list[int]:
-        """See `Tokenizer`."""
-        try:
-            return [self.ids[c] for c in text]
-        except KeyError:
-            raise UnknownCharacterError(self.unknown(text)) from None
-
-    def to_json(self) -> dict[str, Any]:
-        """See `Tokenizer`."""
-        return {"kind": self.kind, "characters": list(self.texts)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """See `Tokenizer`."""
-        characters = data.get("characters")
-        if not isinstance(characters, list) or not all(isinstance(c, str) for c in characters):
-            raise TokenizerError("a character vocabulary must list strings as its characters")
-        return cls(characters)
-
-
-class ByteTokenizer(Tokenizer):
-    """One token per byte of UTF-8, whose id is the byte: no text is unknown.
-
-    >>> ByteTokenizer().encode("é")
-    [195, 169]
-    """
-
-    kind = "byte"
-
-    def __init__(self) -> None:
-        super().__init__([bytes([i]) for i in range(256)])
-
-    def encode(self, text: str) -> list[int]:
-        """See `Tokenizer`."""
-        return list(utf8(self, text))
-
-    def to_json(self) -> dict[str, Any]:
-        """See `Tokenizer`."""
-        return {"kind": self.kind}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """See `Tokenizer`."""
-        return cls()
-
-
 class Detokenizer:
     """Token ids to text as they come: a character whose bytes come in several tokens comes whole, with the last of them.
 
@@ -176,19 +104,6 @@ class Detokenizer:
     def flush(self) -> str:
         """When nothing more comes: U+FFFD for a character that was begun, else nothing."""
         return self._decoder.decode(b"", True)
-
-
-def tokenizer_from_json(data: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that a checkpoint's ``tokenizer.json`` describes. Raises TokenizerError."""
-    kind = data.get("kind")
-    if kind == "bpe":
-        from model.tokenizer.bpe import BPETokenizer
-
-        return BPETokenizer.from_json(data)
-    for each in (CharTokenizer, ByteTokenizer):
-        if kind == each.kind:
-            return each.from_json(data)
-    raise TokenizerError(f"the kind of a tokenizer must be char, byte or bpe, not {kind!r}")
 
 
 def readable(token: bytes) -> str:

@@ -27,7 +27,7 @@ async def checkpoints(request: Request) -> Response:
     entries = await asyncio.to_thread(list_checkpoints, service.settings.checkpoints)
     names = {entry.id: entry.path.name for entry in reversed(entries)}  # two names for one id (a link): the first
     current = service.engine.current
-    manifests = loaded | {entry.id: entry.manifest for entry in entries}
+    manifests = loaded | {entry.id: entry.document for entry in entries}
     rows = [
         {
             "id": id,

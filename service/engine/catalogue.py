@@ -1,45 +1,36 @@
-"""Checkpoints on disk, by id. Reads manifests only, and neither numpy nor weights: the engine verifies what it loads."""
+"""Checkpoints on disk, by id. Reads manifests only, neither numpy nor weights: the worker verifies what it loads."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MANIFEST = "manifest.json"
-MAX_MANIFEST_BYTES = 64 << 20
+from model.checkpoint.manifest import CheckpointError, Manifest, read_manifest
+
 BULKY = frozenset({"format", "files", "curve"})
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One checkpoint directory."""
-
-    id: str
-    path: Path
-    manifest: Mapping[str, Any]
-
-
-def list_checkpoints(directory: Path | None) -> list[Entry]:
-    """Every checkpoint right under a directory, sorted by name; what is no checkpoint is passed over."""
-    if directory is None or not directory.is_dir():
-        return []
-    return [entry for path in sorted(directory.iterdir()) if (entry := read_entry(path)) is not None]
-
-
-def read_entry(path: Path) -> Entry | None:
-    """A directory's manifest and id, or None where there is none to be had."""
+def list_checkpoints(directory: Path | None) -> list[Manifest]:
+    """Every checkpoint right under a directory, sorted by name; what is none is passed over. Blocks: it reads files."""
     try:
-        with open(os.open(path / MANIFEST, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            data = file.read(MAX_MANIFEST_BYTES)
-        manifest = json.loads(data)
-    except (OSError, ValueError, RecursionError):
+        paths = sorted(directory.iterdir()) if directory is not None else []
+    except OSError:
+        return []
+    return [found for path in paths if (found := find_manifest(path)) is not None]
+
+
+def find_checkpoint(directory: Path | None, checkpoint_id: str) -> Manifest | None:
+    """The checkpoint of this id right under a directory. Blocks: it reads files."""
+    return next((each for each in list_checkpoints(directory) if each.id == checkpoint_id), None)
+
+
+def find_manifest(path: Path) -> Manifest | None:
+    """The manifest of a directory, None where there is none that can be used."""
+    try:
+        return read_manifest(path)
+    except CheckpointError:
         return None
-    return Entry("sha256:" + hashlib.sha256(data).hexdigest(), path, manifest) if isinstance(manifest, dict) else None
 
 
 def provenance(manifest: Mapping[str, Any]) -> dict[str, Any]:

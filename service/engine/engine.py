@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import math
 import os
@@ -15,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from service.engine.catalogue import find_checkpoint, find_manifest
 from service.engine.interface import (
     CheckpointGone,
     CheckpointNotFound,
@@ -38,7 +38,6 @@ from service.worker.messages import VERSION, Start
 
 log = logging.getLogger("folio.engine")
 
-MANIFEST = "manifest.json"
 WATCH_SECONDS = 1.0
 FALLBACK_BATCH = 64  # rows to count with until a worker has said how many it has
 QUEUE_FACTOR, MIN_QUEUE = 4, 256
@@ -208,12 +207,10 @@ class EngineClient:
 
     async def promote(self, checkpoint_id: str) -> ServedCheckpoint:
         """See `interface.Engine`."""
-        from service.engine.catalogue import list_checkpoints
-
-        for entry in list_checkpoints(self.options.checkpoints):
-            if entry.id == checkpoint_id:
-                return await self.move_to(entry.path)
-        raise CheckpointNotFound(f"no checkpoint {checkpoint_id} in the catalogue")
+        found = await asyncio.to_thread(find_checkpoint, self.options.checkpoints, checkpoint_id)
+        if found is None:
+            raise CheckpointNotFound(f"no checkpoint {checkpoint_id} in the catalogue")
+        return await self.move_to(found.path)
 
     async def rollback(self) -> ServedCheckpoint:
         """See `interface.Engine`."""
@@ -257,7 +254,8 @@ class EngineClient:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             source = await asyncio.to_thread(path.resolve)  # once, so that the id and the copy are of one directory
-            found = checkpoint_id(source)
+            manifest = await asyncio.to_thread(find_manifest, source)
+            found = manifest.id if manifest is not None else None
             if found is None or found == tried or self.current is None or self.retiring is not None or self.promoting:
                 continue
             tried = found
@@ -279,11 +277,3 @@ class EngineClient:
         """Checkpoints that a worker may have to load again, and the one that `rollback` goes back to."""
         paths = {Path(s.start_message.checkpoint) for s in self.supervisors}
         return paths | ({self.previous} if self.previous is not None else set())
-
-
-def checkpoint_id(path: Path) -> str | None:
-    """The id of the checkpoint in a directory, None while there is none."""
-    try:
-        return "sha256:" + hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
-    except OSError:
-        return None

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from model.tokenizer.base import tokenizer_from_json
+from model.tokenizer.load import tokenizer_from_json
 from service.engine.interface import EngineFailed, QueueTimeout, ServedCheckpoint, State
 from service.engine.stream import EngineStream
 from service.worker.messages import Broken, Cancel, Heartbeat, Loading, Message, Ready, Start, Step, Submit, Unframer, frame, from_worker

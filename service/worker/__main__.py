@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 
-from model.checkpoint.files import CheckpointError
+from model.checkpoint.manifest import CheckpointError
 from service.worker.core import EngineCore
 from service.worker.messages import VERSION, Broken, Cancel, Heartbeat, Loading, Message, Start, Step, Submit, Unframer, frame, to_worker
 from service.worker.selftest import SelfTestError

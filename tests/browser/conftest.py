@@ -15,7 +15,8 @@ from model.checkpoint.files import write_checkpoint
 from model.checkpoint.loading import checkpoint_files
 from model.config import GPTConfig
 from model.gpt import GPT
-from model.tokenizer.base import CharTokenizer, Tokenizer
+from model.tokenizer.base import Tokenizer
+from model.tokenizer.char import CharTokenizer
 from tests.browser.serving import Proxy, Serving
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from model.tokenizer.base import ByteTokenizer
+from model.tokenizer.byte import ByteTokenizer
 from tests.browser.conftest import Open, make_checkpoint
 from tests.browser.serving import Proxy, Serving, wait_until
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model.checkpoint.files import read_manifest
+from model.checkpoint.manifest import read_manifest
 from service.http.server import FLUSH_S
 from service.settings import Settings
 from tests.container.conftest import FIGURES, Deploy
@@ -48,7 +48,7 @@ def test_the_files_are_valid() -> None:
 
 
 def test_it_serves_the_shipped_checkpoint_with_nothing_set(deployed: Deployment) -> None:
-    shipped = read_manifest(ROOT / "model" / "pretrained")[0]
+    shipped = read_manifest(ROOT / "model" / "pretrained").id
     with deployed.http.stream("POST", "/generate", json=BODY) as answer:
         assert answer.headers["X-Checkpoint"] == shipped
         *pieces, (kind, end) = events(answer)
@@ -109,7 +109,7 @@ def test_a_mounted_checkpoint_replaces_the_shipped_one_and_keys_come_from_a_file
     body = {"prompt": "abc", "max_new_tokens": 20, "seed": 7, "stream": False}
     assert own.http.post("/generate", json=body).status_code == 401
     answer = own.http.post("/generate", json=body, headers={"Authorization": "Bearer the-key"})
-    assert answer.json()["checkpoint"] == read_manifest(runs / "mine")[0]
+    assert answer.json()["checkpoint"] == read_manifest(runs / "mine").id
     assert "the-key" not in own.inspect("{{json .Config.Env}}")
 
 

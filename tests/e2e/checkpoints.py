@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint.files import read_manifest, write_checkpoint
+from model.checkpoint.files import write_checkpoint
 from model.checkpoint.loading import checkpoint_files
+from model.checkpoint.manifest import read_manifest
 from model.config import GPTConfig
 from model.gpt import GPT
-from model.tokenizer.base import CharTokenizer
+from model.tokenizer.char import CharTokenizer
 
 TEXT = "\n abcdefghij"
 BLOCK = 32
@@ -52,4 +53,4 @@ def make_catalogue(directory: Path) -> Catalogue:
     manifest.write_bytes(manifest.read_bytes().replace(b'"name": "a"', b'"name": "d"'))
     weights = directory / "damaged" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8] + b"12345678")
-    return Catalogue(directory, {name: read_manifest(directory / name)[0] for name in ("a", "b", "damaged")})
+    return Catalogue(directory, {name: read_manifest(directory / name).id for name in ("a", "b", "damaged")})

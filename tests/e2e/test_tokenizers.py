@@ -15,8 +15,9 @@ from model.checkpoint.files import read_checkpoint, write_checkpoint
 from model.checkpoint.loading import checkpoint_files
 from model.config import GPTConfig
 from model.gpt import GPT
-from model.tokenizer.base import ByteTokenizer, Tokenizer
+from model.tokenizer.base import Tokenizer
 from model.tokenizer.bpe import BPETokenizer
+from model.tokenizer.byte import ByteTokenizer
 from tests.e2e.conftest import Start
 from tests.e2e.process import Server
 from tests.e2e.wire import fetch, run, stream, together

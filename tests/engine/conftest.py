@@ -15,7 +15,7 @@ from model.checkpoint.loading import checkpoint_files, load_checkpoint
 from model.config import GPTConfig
 from model.gpt import GPT
 from model.params import SamplingParams
-from model.tokenizer.base import CharTokenizer
+from model.tokenizer.char import CharTokenizer
 from service.worker.core import EngineCore
 from service.worker.messages import Submit
 from service.worker.runners.interface import Runner

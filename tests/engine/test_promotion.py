@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint.files import read_manifest, write_checkpoint
+from model.checkpoint.files import write_checkpoint
 from model.checkpoint.loading import checkpoint_files
+from model.checkpoint.manifest import read_manifest
 from model.config import GPTConfig
 from model.gpt import GPT
-from model.tokenizer.base import CharTokenizer
+from model.tokenizer.char import CharTokenizer
 from service.engine.interface import CheckpointGone, CheckpointNotFound, CheckpointRefused, Chunk, EngineOptions, PromotionInProgress
 from tests.engine.conftest import BLOCK, TEXT
 from tests.engine.test_worker import gone, options, read, request, run, running, until, worker_pid
@@ -41,7 +42,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_running_streams_stay_and_new_ones_move(options: EngineOptions, catalogue: dict[str, Path]) -> None:
-    a, b = (read_manifest(catalogue[name])[0] for name in "ab")
+    a, b = (read_manifest(catalogue[name]).id for name in "ab")
 
     async def body() -> None:
         async with running(replace(options, checkpoint=catalogue["a"], checkpoints=catalogue[""])) as engine:
@@ -79,7 +80,7 @@ def test_running_streams_stay_and_new_ones_move(options: EngineOptions, catalogu
 
 
 def test_a_bad_checkpoint_is_refused_and_changes_nothing(options: EngineOptions, catalogue: dict[str, Path]) -> None:
-    damaged = read_manifest(catalogue["damaged"])[0]
+    damaged = read_manifest(catalogue["damaged"]).id
 
     async def body() -> None:
         async with running(replace(options, checkpoint=catalogue["a"], checkpoints=catalogue[""])) as engine:
@@ -110,7 +111,7 @@ def test_a_training_run_is_followed(options: EngineOptions, catalogue: dict[str,
     async def body() -> None:
         async with running(replace(options, checkpoint=catalogue["a"], watch=best, cache=tmp_path / "cache")) as engine:
             point("b")
-            b = read_manifest(catalogue["b"])[0]
+            b = read_manifest(catalogue["b"]).id
             await until(lambda: engine.current is not None and engine.current.id == b)
             await until(lambda: engine.retiring is None)
             golden, _ = await read(engine.submit(request(1, new=300)))

@@ -15,7 +15,7 @@ from model.config import GPTConfig
 from model.generate import generate
 from model.gpt import GPT
 from model.params import SamplingParams
-from model.tokenizer.base import CharTokenizer
+from model.tokenizer.char import CharTokenizer
 from service.worker.core import EngineCore
 from service.worker.messages import VERSION, Start
 from service.worker.runners.pytorch import TorchRunner

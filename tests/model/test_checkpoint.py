@@ -15,12 +15,13 @@ import safetensors.torch
 import torch
 
 from model import load_checkpoint
-from model.checkpoint.files import MAX_JSON_BYTES, CheckpointError, read_checkpoint, write_checkpoint
+from model.checkpoint.files import read_checkpoint, write_checkpoint
 from model.checkpoint.loading import checkpoint_files
+from model.checkpoint.manifest import MAX_MANIFEST_BYTES, CheckpointError
 from model.config import GPTConfig
 from model.generate import next_logits
 from model.gpt import GPT
-from model.tokenizer.base import CharTokenizer
+from model.tokenizer.char import CharTokenizer
 
 TEXT = "hello, checkpoint\n" * 20
 
@@ -68,7 +69,7 @@ def test_a_round_trip_changes_nothing(tmp_path: Path) -> None:
     assert loaded.tokenizer.texts == tokenizer.texts
     assert loaded.config == model.config
     assert loaded.id == "sha256:" + hashlib.sha256((tmp_path / "c" / "manifest.json").read_bytes()).hexdigest()
-    assert loaded.start == tokenizer.ids["\n"]
+    assert read_checkpoint(tmp_path / "c").start == tokenizer.ids["\n"]
     assert not loaded.model.training
     ids = torch.tensor([tokenizer.encode("hello")])
     assert torch.equal(loaded.model(ids), model.eval()(ids))
@@ -86,8 +87,9 @@ def test_rounded_weights_are_the_nearest_ones(tmp_path: Path, dtype: torch.dtype
 
 def test_the_selftest_holds_the_logits_of_the_stored_weights(path: Path) -> None:
     loaded = load_checkpoint(path)
-    assert [len(case["prompt"]) for case in loaded.selftest["cases"]] == [1, 8]
-    for case in loaded.selftest["cases"]:
+    cases = read_checkpoint(path).selftest["cases"]
+    assert [len(case["prompt"]) for case in cases] == [1, 8]
+    for case in cases:
         torch.testing.assert_close(next_logits(loaded.model, case["prompt"], 1), torch.tensor(case["logits"]), rtol=0, atol=1e-4)
 
 
@@ -118,7 +120,7 @@ def test_a_bad_manifest_is_refused(path: Path, damage: str) -> None:
         os.mkfifo(file)
     elif damage == "huge":
         file.touch()
-        os.truncate(file, MAX_JSON_BYTES + 1)
+        os.truncate(file, MAX_MANIFEST_BYTES + 1)
     elif damage == "truncated":
         file.write_bytes(data[:-3])
     elif damage == "deep":
@@ -215,6 +217,32 @@ def test_values_that_no_model_has_are_refused(path: Path, name: str, change: dic
     edit(path, name, lambda data: data.update(change))
     sign(path)
     refuse(path, name)
+
+
+POISON = {
+    "NaN": ("NaN", "is not a finite number"),
+    "infinity": ("-Infinity", "is not a finite number"),
+    "a float that overflows": ("1e400", "is not a finite number"),
+    "beyond 64 bits": ("1" + "0" * 30, "is not a finite number"),
+    "just beyond 64 bits": (str(2**64), "is beyond 64 bits"),
+    "too many digits": ("1" * 10_000, "is not a finite number"),
+    "half a character": (r'"\ud800"', "half of a surrogate pair"),
+    "half a character as a name": (r'{"\udfff": 1}', "half of a surrogate pair"),
+    "deep": ("[" * 200 + "]" * 200, "levels deep"),
+}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "config.json", "tokenizer.json", "selftest.json"])
+@pytest.mark.parametrize("poison", POISON)
+def test_values_that_cannot_be_handed_on_are_refused_by_their_name(path: Path, name: str, poison: str) -> None:
+    """They once made /info fail with 500, or the worker die eight times over a message that it could not write."""
+    value, message = POISON[poison]
+    data = (path / name).read_text()
+    (path / name).write_text(data.replace("{", f'{{"outer": {{"bad": {value}}},', 1))
+    if name != "manifest.json":
+        sign(path)
+    refuse(path, name, message)
+    refuse(path, name, "outer.bad")
 
 
 def test_a_path_that_is_no_directory_is_refused(path: Path) -> None:

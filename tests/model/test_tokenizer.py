@@ -6,16 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.tokenizer import bpe
-from model.tokenizer.base import (
-    ByteTokenizer,
-    CharTokenizer,
-    Detokenizer,
-    Tokenizer,
-    TokenizerError,
-    UnknownCharacterError,
-    tokenizer_from_json,
-)
+from model.tokenizer.base import Detokenizer, Tokenizer, TokenizerError, UnknownCharacterError
 from model.tokenizer.bpe import BPETokenizer
+from model.tokenizer.byte import ByteTokenizer
+from model.tokenizer.char import CharTokenizer
+from model.tokenizer.load import tokenizer_from_json
 
 SAMPLE = "the théâtre, the thé — 中文 中文 🙂🙂\n\n  the end\r\n" * 20
 BPE = BPETokenizer.from_text(SAMPLE, 280)

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from model.checkpoint.files import read_manifest
+from model.checkpoint.manifest import read_manifest
 from service.settings import PRETRAINED
 from tests.e2e.process import LIMIT_S, ROOT
 from tests.release.conftest import Dist, Installed, build
@@ -82,7 +82,7 @@ def test_it_serves(installed: Installed) -> None:
             with httpx.Client(base_url=url, timeout=LIMIT_S, trust_env=False) as http:
                 info = http.get("/info").json()
                 assert info["version"] == PROJECT["version"]
-                assert info["model"]["checkpoint"] == read_manifest(PRETRAINED)[0]
+                assert info["model"]["checkpoint"] == read_manifest(PRETRAINED).id
                 if info["model"]["device"] == "cpu" and shutil.which("cc", path=installed.variables["PATH"]):
                     assert info["model"]["kernels"].startswith("native-")
                     assert list((installed.home / ".cache" / "folio").glob("kernel-*.so"))

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
 from model.params import SamplingParams
-from model.tokenizer.base import CharTokenizer
+from model.tokenizer.char import CharTokenizer
 from service.engine.interface import (
     CheckpointNotFound,
     Chunk,

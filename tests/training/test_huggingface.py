@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from model import load_checkpoint
-from model.checkpoint.files import CheckpointError, write_checkpoint
+from model.checkpoint.files import write_checkpoint
 from model.checkpoint.loading import checkpoint_files
+from model.checkpoint.manifest import CheckpointError
 from model.config import Activation, GPTConfig
 from model.gpt import GPT
-from model.tokenizer.base import CharTokenizer
+from model.tokenizer.char import CharTokenizer
 from training.__main__ import main
 from training.config import TrainingError
 from training.huggingface import hf_tokenizer, import_hf

@@ -13,7 +13,7 @@ from model.config import GPTConfig
 from model.generate import generate
 from model.gpt import GPT
 from model.params import SamplingParams
-from model.tokenizer.base import CharTokenizer
+from model.tokenizer.char import CharTokenizer
 from tests.training.processes import TINY, flags
 from training.__main__ import main
 from training.config import PRESETS, TrainConfig, TrainingError

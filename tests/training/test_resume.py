@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from model.checkpoint.files import CheckpointError, read_checkpoint
+from model.checkpoint.files import read_checkpoint
+from model.checkpoint.manifest import CheckpointError
 from tests.training.processes import TINY, Run, minutes_long
 from training.config import TrainingError
 from training.data import load_text
