@@ -67,8 +67,7 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(1 << 20, ge=1024, description="largest request body")
     max_header_bytes: int = Field(16 << 10, ge=1024, description="largest request line and headers together")
-    header_timeout_s: float = Field(10.0, gt=0, description="time for a request's headers to arrive")
-    body_timeout_s: float = Field(30.0, gt=0, description="time for a request's body to arrive")
+    request_timeout_s: float = Field(20.0, gt=0, description="time for a request's headers to arrive, and again for its body")
     idle_timeout_s: float = Field(75.0, gt=0, description="time that a connection may wait for its next request")
     write_timeout_s: float = Field(120.0, gt=0, description="a client that takes no byte for this long is dropped")
     keep_alive_s: float = Field(10.0, gt=0, description="a stream that is silent for this long gets a comment")

@@ -1,7 +1,8 @@
 """HTTP/1 on a socket: uvicorn's protocol, and the limits that it leaves to others.
 
-What no ASGI layer can see is bounded here: headers that never end, clients that take no byte, connections that send nothing. Each
-costs its own connection and nothing else. Every limit comes from `service.settings`.
+What no ASGI layer can see is bounded here: heads and trailers that never end, clients that take no byte, connections that send
+nothing. Each costs its own connection and nothing else. Every limit comes from `service.settings`. One subclass on the version that
+pyproject.toml pins; `tests/service/test_protocol.py` holds what it relies on.
 """
 
 from __future__ import annotations
@@ -10,33 +11,37 @@ import asyncio
 import json
 import socket
 import uuid
-from typing import Any
+from collections.abc import Callable
 
-from uvicorn._types import ASGI3Application, ASGISendEvent
+import httptools
+from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import STATUS
 from service.http.linger import LINGER_BYTES, LINGER_S
-from service.http.size_limits import declared_length
+from service.http.request_head import HeadError, check_head, check_upgrade, without_upgrade
 from service.settings import Settings
 
 WRITE_BUFFER_BYTES = 32 << 10
 SOCKET_BUFFER_BYTES = 128 << 10
 """A slow reader's cost: the kernel would grow its buffer to megabytes of text that is generated for nobody."""
+CHUNK_FRAME_BYTES = 16
+"""What a piece of a body may have around it: the size of its chunk and two line ends."""
 
 
 class Protocol(HttpToolsProtocol):
     """One connection. ``make_protocol`` gives it the settings."""
 
     settings: Settings
-    count_refusal: Any
+    count_refusal: Callable[[str], None]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected; its first request must come in time."""
         super().connection_made(transport)
         self.running: RequestResponseCycle | None = None
         self.in_head = False
-        self.head_bytes = 0
+        self.other_bytes = 0  # all but bodies, since the last head or message was complete
+        self.upgrading = False  # between a head that offers another protocol and the same head without the offer
         self.refused = False
         self.drained_bytes = 0
         self.head_timer: asyncio.TimerHandle | None = None
@@ -46,39 +51,38 @@ class Protocol(HttpToolsProtocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         self._arm_head_timer()
 
+    # ---- bytes in ------------------------------------------------------------------------------------------------------
+
     def data_received(self, data: bytes) -> None:
-        """Bytes of a request. Headers are bounded while they arrive; a client that breaks the protocol loses its connection."""
-        if self.transport.is_closing():
-            return
-        if self.refused:
-            self._drain(len(data))
-            return
+        """Bytes of requests, parsed in slices so that no more than the limit can hide behind what is counted last."""
+        self._unset_keepalive_if_required()
         if self.head_timer is None and self._idle:
             self._arm_head_timer()
-        super().data_received(data)
-        if not self.in_head:
-            self.head_bytes = 0
-        elif not self.refused:
-            self.head_bytes += len(data)
-            if self.head_bytes > self.settings.max_header_bytes + len(data) and self._idle:
-                self._refuse("headers_too_large", f"request line and headers have more than {self.settings.max_header_bytes} bytes")
+        limit = self.settings.max_header_bytes
+        for first in range(0, len(data), limit):
+            part = data[first : first + limit] if len(data) > limit else data
+            if self.transport.is_closing():
+                return
+            if self.refused:
+                self._drain(len(part))
+                continue
+            self.other_bytes += len(part)
+            self._parse(part)
+            if self.other_bytes > 2 * limit and not self.refused:  # up to one limit more may belong to what came before
+                self._refuse_or_end("headers_too_large", f"what is not a body has more than {limit} bytes")
 
-    @property
-    def _idle(self) -> bool:
-        """Whether no request is being answered."""
-        return self.running is None or self.running.response_complete
-
-    def _arm_head_timer(self) -> None:
-        self.head_timer = self.loop.call_later(self.settings.header_timeout_s, self._head_timeout)
-
-    def _head_timeout(self) -> None:
-        self.head_timer = None
-        if not self._idle:
-            self._arm_head_timer()  # an answer is on its way; what is half sent behind it can wait
-        elif self.in_head and not self.refused:
-            self._refuse("request_timeout", f"the headers did not arrive within {self.settings.header_timeout_s:g} s")
-        else:
-            self.transport.close()
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            head = without_upgrade(self.parser.get_method(), self.url, self.headers)
+            self.upgrading = False
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            self._parse(head + data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            reason = error.__context__
+            self._refuse_or_end("invalid_http", str(reason) if isinstance(reason, HeadError) else "the request is not valid HTTP/1.1")
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
@@ -87,36 +91,64 @@ class Protocol(HttpToolsProtocol):
         if self.head_timer is None:
             self._arm_head_timer()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header. Trailers are none: merged into the head they would change what was decided by it (RFC 9110 §6.5.1)."""
+        if self.in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        """A request's headers are here; it is answered when those before it are."""
+        """A request's head is here; it is answered when those before it are. Raises HeadError, through the parser."""
+        self.other_bytes = 0
+        if self.parser.should_upgrade():
+            check_upgrade(self.parser.get_method(), self.headers)
+            self.upgrading = True  # the parser stops here and says where; `_parse` goes on without the offer
+            return
+        check_head(self.parser.get_http_version(), self.headers)
         self.in_head = False
         if self.head_timer is not None:
             self.head_timer.cancel()
             self.head_timer = None
         super().on_headers_complete()
-        if self.cycle.scope["http_version"] == "1.0":
-            self.cycle.__class__ = CloseDelimitedCycle
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self.running = cycle
-        super()._start_asgi_task(cycle, app)
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body, which the layers count."""
+        self.other_bytes = max(0, self.other_bytes - len(body) - CHUNK_FRAME_BYTES)
+        super().on_body(body)
 
-    def send_400_response(self, msg: str) -> None:
-        """What is not HTTP gets our error."""
-        self._refuse_or_end("the request is not valid HTTP/1.1", broken=getattr(self.cycle, "more_body", False))
+    def on_message_complete(self) -> None:
+        """A request's last byte."""
+        if not self.upgrading:
+            self.other_bytes = 0
+            super().on_message_complete()
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """An ``Upgrade`` is not taken up. The parser has lost the body of such a request, if it had one, and parses no other."""
-        self._refuse_or_end("Upgrade is not offered: send the request without it", broken=declared_length(self.headers) != 0)
+    # ---- refusals ------------------------------------------------------------------------------------------------------
 
-    def _refuse_or_end(self, message: str, *, broken: bool) -> None:
-        """Refuse a broken request; behind an answer that is on its way only end the connection, since two would mix."""
-        if broken and not self._idle and self.running is self.cycle and not self.cycle.response_started:
-            self.cycle.disconnected = True  # the application learns no more of it
-            self.cycle.message_event.set()
+    @property
+    def _idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self.running is None or self.running.response_complete
+
+    def _arm_head_timer(self) -> None:
+        self.head_timer = self.loop.call_later(self.settings.request_timeout_s, self._head_timeout)
+
+    def _head_timeout(self) -> None:
+        self.head_timer = None
+        if not self._idle:
+            self._arm_head_timer()  # an answer is on its way; what is half sent behind it can wait
+        elif self.in_head and not self.refused:
+            self._refuse("request_timeout", f"the headers did not arrive within {self.settings.request_timeout_s:g} s")
+        else:
+            self.transport.close()
+
+    def _refuse_or_end(self, code: str, message: str) -> None:
+        """Refuse what cannot be parsed; behind an answer that is on its way only end the connection, since two would mix."""
+        cycle = self.running
+        if cycle is not None and cycle is self.cycle and cycle.more_body and not cycle.response_started:
+            cycle.disconnected = True  # the application learns no more of the request that broke off
+            cycle.message_event.set()
             self.running = None
         if self._idle:
-            self._refuse("invalid_http", message)
+            self._refuse(code, message)
         else:
             self.refused = True
             self.cycle.keep_alive = False
@@ -139,6 +171,12 @@ class Protocol(HttpToolsProtocol):
         self.drained_bytes += size
         if self.drained_bytes > LINGER_BYTES:
             self.transport.close()
+
+    # ---- bytes out -----------------------------------------------------------------------------------------------------
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self.running = cycle
+        super()._start_asgi_task(cycle, CloseDelimited(app, cycle) if cycle.scope["http_version"] == "1.0" else app)
 
     def pause_writing(self) -> None:
         """The client takes bytes slower than they come."""
@@ -179,17 +217,23 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
 
-class CloseDelimitedCycle(RequestResponseCycle):
-    """An answer to HTTP/1.0, which knows no chunks: a body without a length ends with the connection."""
+class CloseDelimited:
+    """An application for HTTP/1.0, which knows no chunks: a body ends with the connection."""
+
+    def __init__(self, app: ASGI3Application, cycle: RequestResponseCycle) -> None:
+        self.app, self.cycle = app, cycle
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        self.cycle.chunked_encoding = False
+        await self.app(scope, receive, self.send)
 
     async def send(self, message: ASGISendEvent) -> None:
-        """ASGI's send."""
-        self.chunked_encoding = False
+        """ASGI's send; each part of a body is as long as uvicorn expects the rest to be."""
         if message["type"] == "http.response.body":
-            self.expected_content_length = len(message.get("body", b""))
-        await super().send(message)
+            self.cycle.expected_content_length = len(message.get("body", b""))
+        await self.cycle.send(message)
 
 
-def make_protocol(settings: Settings, count_refusal: Any) -> type[Protocol]:
+def make_protocol(settings: Settings, count_refusal: Callable[[str], None]) -> type[Protocol]:
     """A protocol class with its settings; uvicorn makes one object of it for each connection."""
     return type("FolioProtocol", (Protocol,), {"settings": settings, "count_refusal": staticmethod(count_refusal)})

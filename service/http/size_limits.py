@@ -45,7 +45,7 @@ class BodyLimit:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
-        self.limit, self.timeout_s = service.settings.max_body_bytes, service.settings.body_timeout_s
+        self.limit, self.timeout_s = service.settings.max_body_bytes, service.settings.request_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or (length := declared_length(scope["headers"])) == 0:
