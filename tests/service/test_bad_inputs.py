@@ -102,7 +102,7 @@ FRAMING: dict[str, tuple[str, tuple[int, str]]] = {
     "space before the colon": ("X-A : a\r\nContent-Length: 2\r\n\r\n{}", (400, "invalid_http")),
     "upgrade": (
         "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\nContent-Length: 2\r\n\r\n{}",
-        (400, "invalid_http"),
+        (422, "invalid_request"),
     ),
 }
 
@@ -295,7 +295,7 @@ def test_combinations_of_one_route(shared: Running) -> None:
 HEADERS: dict[str, tuple[str, int]] = {
     "accept an image": ("Accept: image/png", 200),
     "host garbage": ("Host: \x7f", 400),
-    "host with a path": ("Host: a/b/../c", 200),
+    "host twice": ("Host: x", 400),
     "origin null": ("Origin: null", 200),
     "request id with a path": ("X-Request-Id: ../../etc", 200),
     "request id with escapes": ("X-Request-Id: \x1b[31mred", 400),

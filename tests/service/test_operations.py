@@ -161,7 +161,7 @@ def test_logs_are_json_and_never_hold_text(serve: Serve, caplog: pytest.LogCaptu
 
 def test_log_lines_cannot_be_forged(shared: Running, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    shared.raw(b"GET /%0a%1b[31mforged HTTP/1.1\r\nX-Request-Id: a\tb\r\n\r\n")
+    shared.raw(b"GET /%0a%1b[31mforged HTTP/1.1\r\nHost: x\r\nX-Request-Id: a\tb\r\n\r\n")
     wait_for(lambda: [r for r in caplog.records if r.getMessage() == "request"])
     line = JsonFormatter().format(caplog.records[-1])
     assert "\n" not in line
