@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from model import load_checkpoint
+from tests.support.events import events, joined
+from tests.support.server import ServerProcess
+from tests.support.wait import LIMIT_S, wait_for
 from training.data import SHA256
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,34 +27,19 @@ MAX_BYTES = 9 << 20
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """The service as a user starts it, on a free port."""
-    command = [sys.executable, "-m", "service", "--port", "0"]
-    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    address = ""
-    while not address:
-        line = server.stdout.readline()
-        assert line, "the service ended before it was ready"
-        address = line.strip() if line.startswith("http://") else ""
-    yield address
-    server.send_signal(signal.SIGTERM)
-    assert server.wait(40) == 0
-    server.stdout.close()
+    server = ServerProcess("-m", "service", "--port", "0")
+    yield server.url
+    assert server.end() == 0
+    server.close()
 
 
-def read_stream(url: str, body: dict[str, object]) -> tuple[str, dict[str, object]]:
+def read_stream(url: str, body: dict[str, object]) -> tuple[str, dict[str, Any]]:
     """(the joined text of a stream, its end event's data)."""
-    text, kind = "", ""
-    with httpx.stream("POST", f"{url}/generate", json=body, timeout=60, trust_env=False) as answer:
-        assert answer.status_code == 200
-        for line in answer.iter_lines():
-            if line.startswith("event: "):
-                kind = line[7:]
-            elif line.startswith("data: "):
-                data = json.loads(line[6:])
-                if kind == "end":
-                    return text, data
-                text += data["text"]
-    raise AssertionError("no end event")
+    answer = httpx.post(f"{url}/generate", json=body, timeout=LIMIT_S, trust_env=False)
+    assert answer.status_code == 200
+    found = events(answer.text)
+    assert found[-1]["event"] == "end"
+    return joined(found), found[-1]["data"]
 
 
 def test_it_is_small_and_says_where_it_comes_from() -> None:
@@ -81,7 +68,7 @@ def test_the_curl_line_of_the_readme(url: str) -> None:
     assert len(text) == 500
     assert end["text"] == text
     assert end["finish_reason"] == "length"
-    whole = httpx.post(f"{url}/generate", json={**body, "stream": False}, timeout=60, trust_env=False).json()
+    whole = httpx.post(f"{url}/generate", json={**body, "stream": False}, timeout=LIMIT_S, trust_env=False).json()
     assert whole["text"] == text
     assert whole["text_sha256"] == end["text_sha256"]
     assert read_stream(url, body)[0] == text
@@ -98,7 +85,4 @@ def test_text_may_be_longer_than_the_context(url: str) -> None:
 def test_a_client_that_leaves_stops_its_generation(url: str) -> None:
     with httpx.stream("POST", f"{url}/generate", json={"prompt": "", "max_new_tokens": 4096, "seed": 1}, trust_env=False) as answer:
         next(answer.iter_raw())
-    deadline = time.monotonic() + 5
-    while httpx.get(f"{url}/info", trust_env=False).json()["engine"]["running"]:
-        assert time.monotonic() < deadline, "it still runs"
-        time.sleep(0.01)
+    wait_for(lambda: httpx.get(f"{url}/info", trust_env=False).json()["engine"]["running"] == 0, "it still runs")

@@ -9,18 +9,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import torch
 
-from model.checkpoint.files import write_checkpoint
-from model.checkpoint.loading import checkpoint_files
-from model.config import GPTConfig
-from model.gpt import GPT
-from model.tokenizer.base import Tokenizer
 from model.tokenizer.char import CharTokenizer
-from tests.browser.serving import Proxy, Serving
+from tests.browser.proxy import Proxy
+from tests.support.checkpoints import make_checkpoint
+from tests.support.server import Server
 
 CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
+CHROMIUM_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -32,6 +28,8 @@ FLAGS = [
     "--disable-dev-shm-usage",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
+FLAGS = ("--max-new-tokens", "10000000", "--log-level", "error")
+"""Of the server: texts that outlast every test, and nothing said of refusals that are expected."""
 VOCABULARY = "\n !',.:?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 MANIFEST: dict[str, Any] = {
     "start": "\n",
@@ -60,39 +58,26 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         yield chromium
         chromium.close()
-
-
-def make_checkpoint(path: Path, tokenizer: Tokenizer) -> Path:
-    """Random weights that are far from uniform."""
-    torch.manual_seed(11)
-    config = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=32, n_layer=2, n_head=3, n_embd=32, dropout=0.0)
-    model = GPT(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(8 if parameter.ndim == 2 else 1)
-    ids = torch.randint(0, config.vocab_size, (config.block_size,)).tolist()
-    write_checkpoint(path, checkpoint_files(model.eval(), tokenizer, ids), MANIFEST)
-    return path
 
 
 @pytest.fixture(scope="package")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of characters."""
-    return make_checkpoint(tmp_path_factory.mktemp("browser") / "tiny", CharTokenizer(VOCABULARY))
+    return make_checkpoint(tmp_path_factory.mktemp("browser") / "tiny", tokenizer=CharTokenizer(VOCABULARY), manifest=MANIFEST)
 
 
 @pytest.fixture(scope="package")
-def server(checkpoint: Path) -> Iterator[Serving]:
-    serving = Serving(checkpoint)
+def server(checkpoint: Path) -> Iterator[Server]:
+    serving = Server(checkpoint, *FLAGS)
     yield serving
-    serving.stop()
+    serving.close()
 
 
 @pytest.fixture
-def proxy(server: Serving) -> Iterator[Proxy]:
+def proxy(server: Server) -> Iterator[Proxy]:
     between = Proxy(server.port)
     yield between
     between.close()
@@ -102,7 +87,7 @@ Open = Callable[..., Any]
 
 
 @pytest.fixture
-def open_page(browser: Any, server: Serving) -> Iterator[Open]:
+def open_page(browser: Any, server: Server) -> Iterator[Open]:
     """``open_page("#seed=7", expect_errors=True, viewport=…)``: the playground, ready to write.
 
     After the test: nothing was logged as an error or a warning (but what Chromium says of a refused or broken request, where that

@@ -11,8 +11,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.browser.conftest import VOCABULARY, Open
-from tests.browser.serving import Serving
 from tests.browser.test_writing import fill, generate, written
+from tests.support.server import Server
 
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 780}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 EVERYTHING: dict[str, Any] = {
@@ -80,7 +80,7 @@ def test_a_link_brings_back_a_seed_that_the_page_has_drawn(open_page: Open) -> N
     assert generate(other) == text
 
 
-def test_the_forms_parameters_are_the_apis(open_page: Open, server: Serving) -> None:
+def test_the_forms_parameters_are_the_apis(open_page: Open, server: Server) -> None:
     """Names, ranges and defaults, so that no parameter is added to one side alone."""
     route = server.http.get("/openapi.json").json()["paths"]["/generate"]["post"]
     schema = route["requestBody"]["content"]["application/json"]["schema"]["properties"]
@@ -101,7 +101,7 @@ def test_the_forms_parameters_are_the_apis(open_page: Open, server: Serving) -> 
     assert page.locator("#top_logprobs").get_attribute("max") == str(len(VOCABULARY))
 
 
-def test_the_models_card(open_page: Open, server: Serving) -> None:
+def test_the_models_card(open_page: Open, server: Server) -> None:
     page = open_page()
     card = page.locator("#card")
     card.get_by_text("sonnets.txt").wait_for()
@@ -121,7 +121,7 @@ def test_the_models_card(open_page: Open, server: Serving) -> None:
     assert "held-out from 2.79 to 2.16" in card.locator("svg").get_attribute("aria-label")
 
 
-def test_by_keyboard_alone(open_page: Open, server: Serving) -> None:
+def test_by_keyboard_alone(open_page: Open, server: Server) -> None:
     page = open_page()
     tab_to(page, "prompt")
     page.keyboard.type("ROMEO:")
@@ -192,7 +192,7 @@ def test_nothing_moves_while_the_page_loads(open_page: Open, options: dict[str, 
     assert sum(shifts) < 0.005
 
 
-def test_the_policy_lets_nothing_else_in(server: Serving) -> None:
+def test_the_policy_lets_nothing_else_in(server: Server) -> None:
     answer = server.http.get("/")
     policy = dict(part.strip().partition(" ")[::2] for part in answer.headers["content-security-policy"].split(";"))
     assert policy["default-src"] == "'none'"

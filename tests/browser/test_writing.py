@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
 from model.tokenizer.byte import ByteTokenizer
-from tests.browser.conftest import Open, make_checkpoint
-from tests.browser.serving import Proxy, Serving, wait_until
+from tests.browser.conftest import FLAGS, Open
+from tests.browser.proxy import Proxy
+from tests.support.checkpoints import make_checkpoint
+from tests.support.server import Server
+from tests.support.wait import wait_for
 
 GENERATED = "#text > span:nth-of-type(2)"
 
@@ -36,7 +40,7 @@ def number(page: Any, measure: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def test_it_streams_to_the_end(open_page: Open, server: Serving) -> None:
+def test_it_streams_to_the_end(open_page: Open, server: Server) -> None:
     page = open_page()
     fill(page)
     assert generate(page) == server.text(prompt="ROMEO:", max_new_tokens=300, seed=7)
@@ -58,21 +62,21 @@ def test_text_shows_before_the_end(open_page: Open) -> None:
     page.locator("#stop").click()
 
 
-def test_stop_frees_the_row_on_the_server_and_the_text_can_go_on(open_page: Open, server: Serving) -> None:
+def test_stop_frees_the_row_on_the_server_and_the_text_can_go_on(open_page: Open, server: Server) -> None:
     page = open_page()
     fill(page, length=10_000_000)
     page.locator("#generate").click()
     page.wait_for_function("() => document.getElementById('text').textContent.length > 200")
     cancelled = server.num_cancelled
     page.locator("#stop").click()
-    wait_until(lambda: server.num_cancelled == cancelled + 1, 2)
-    assert server.running == 0
+    wait_for(lambda: server.num_cancelled == cancelled + 1)
+    assert server.busy == 0
     page.get_by_text("Stopped after").wait_for()
     before = written(page)
     page.get_by_role("button", name="Go on from here").click()
     page.wait_for_function(f"() => document.querySelector('{GENERATED}').textContent.length > {len(before) + 100}")
     page.keyboard.press("Escape")
-    wait_until(lambda: server.num_cancelled == cancelled + 2, 2)
+    wait_for(lambda: server.num_cancelled == cancelled + 2)
     page.get_by_text("Stopped after").wait_for()
     after = written(page)
     assert after.startswith(before)
@@ -101,7 +105,7 @@ def test_a_text_that_differs_is_called_different(open_page: Open) -> None:
     page.get_by_text("Not the same, from character").wait_for()
 
 
-def test_a_cut_connection_is_resumed(open_page: Open, server: Serving, proxy: Proxy) -> None:
+def test_a_cut_connection_is_resumed(open_page: Open, server: Server, proxy: Proxy) -> None:
     """Cut within the headers of a resumed attempt, within an event, and between: the text is what it would have been."""
     page = open_page(url=proxy.url, expect_errors=True)
     fill(page, length=6_000)
@@ -114,7 +118,7 @@ def test_a_cut_connection_is_resumed(open_page: Open, server: Serving, proxy: Pr
     assert all(note.startswith("Connection lost, resumed at character ") for note in notes)
 
 
-def test_a_silent_connection_is_given_up_and_resumed(open_page: Open, server: Serving, proxy: Proxy) -> None:
+def test_a_silent_connection_is_given_up_and_resumed(open_page: Open, server: Server, proxy: Proxy) -> None:
     """A router that forgets a connection tells nobody. The server is never silent for long, so silence is a loss."""
     page = open_page(url=proxy.url)
     page.clock.install()
@@ -149,23 +153,23 @@ def test_the_page_can_cut_its_own_connection(open_page: Open) -> None:
 
 def test_a_stream_outlives_the_server(open_page: Open, checkpoint: Path) -> None:
     """SIGKILL while it writes; the server that takes its place goes on with the next character."""
-    server = Serving(checkpoint)
+    server = Server(checkpoint, *FLAGS)
     try:
         page = open_page(url=server.url, expect_errors=True)
         fill(page, length=30_000)
         page.locator("#generate").click()
         page.wait_for_function("() => document.getElementById('text').textContent.length > 100")
-        server.kill()
+        server.end(signal.SIGKILL)
         page.locator("#events").get_by_text("Connection lost after").wait_for()
-        server.start()
+        server.restart()
         page.locator("#events").get_by_text("resumed at character").wait_for()
         page.get_by_text("Finis: as long as asked").wait_for()
         assert written(page) == server.text(prompt="ROMEO:", max_new_tokens=30_000, seed=7)
     finally:
-        server.stop()
+        server.close()
 
 
-def test_probabilities_on_hover_and_by_keys(open_page: Open, server: Serving) -> None:
+def test_probabilities_on_hover_and_by_keys(open_page: Open, server: Server) -> None:
     page = open_page()
     fill(page, length=60)
     page.locator("#logprobs").check()
@@ -196,7 +200,7 @@ def test_probabilities_on_hover_and_by_keys(open_page: Open, server: Serving) ->
     assert page.locator("#inspector").get_attribute("role") == "status"
 
 
-def test_characters_that_the_model_does_not_know(open_page: Open, server: Serving) -> None:
+def test_characters_that_the_model_does_not_know(open_page: Open, server: Server) -> None:
     page = open_page(expect_errors=True)
     page.locator("#prompt").press_sequentially("Café 5\n😀!")
     assert page.locator("#mirror mark").all_text_contents() == ["é", "5", "😀"]
@@ -213,7 +217,7 @@ def test_characters_that_the_model_does_not_know(open_page: Open, server: Servin
 
 def test_a_model_of_bytes_knows_every_character(open_page: Open, tmp_path: Path) -> None:
     """Its words are other ones, and what several bytes make is shown whole."""
-    serving = Serving(make_checkpoint(tmp_path / "bytes", ByteTokenizer()))
+    serving = Server(make_checkpoint(tmp_path / "bytes", tokenizer=ByteTokenizer()), *FLAGS)
     try:
         page = open_page(url=serving.url)
         page.locator("#prompt").press_sequentially("Café 😀")
@@ -228,7 +232,7 @@ def test_a_model_of_bytes_knows_every_character(open_page: Open, tmp_path: Path)
         assert page.locator("#status").text_content() == "Written: 90 bytes."
         assert 0 < page.locator("#text .c").count() < 90
     finally:
-        serving.stop()
+        serving.close()
 
 
 def test_a_refusal_names_its_field(open_page: Open) -> None:
@@ -253,16 +257,16 @@ def test_a_refusal_names_its_field(open_page: Open) -> None:
 
 
 def test_a_server_that_is_gone(open_page: Open, checkpoint: Path) -> None:
-    server = Serving(checkpoint)
+    server = Server(checkpoint, *FLAGS)
     page = open_page(url=server.url, expect_errors=True)
-    server.stop()
+    server.close()
     page.locator("#generate").click()
     page.get_by_text("The server cannot be reached.").wait_for()
     assert page.locator("#generate").get_attribute("aria-disabled") == "false"
 
 
 def test_a_key_is_asked_for_and_kept_nowhere(open_page: Open, checkpoint: Path) -> None:
-    server = Serving(checkpoint, FOLIO_API_KEYS="open-sesame")
+    server = Server(checkpoint, *FLAGS, variables={"FOLIO_API_KEYS": "open-sesame"})
     try:
         page = open_page(url=server.url, expect_errors=True, ready=False)
         page.get_by_label("This server asks for an API key").fill("wrong")
@@ -279,4 +283,4 @@ def test_a_key_is_asked_for_and_kept_nowhere(open_page: Open, checkpoint: Path) 
         assert "sesame" not in page.content()
     finally:
         server.http.headers["Authorization"] = "Bearer open-sesame"
-        server.stop()
+        server.close()

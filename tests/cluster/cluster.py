@@ -6,16 +6,16 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.process import ROOT, environment
+from tests.support.ports import free_port
+from tests.support.server import ROOT, environment
+from tests.support.wait import wait_for
 
 LIMIT_S = 120.0
 """For what takes ten seconds on a quiet machine."""
@@ -63,12 +63,12 @@ class Cluster:
 
     def wait_for(self, condition: Callable[[], object]) -> float:
         """The seconds until a condition held. Polls slowly, since asking walks over all processes."""
-        began = time.monotonic()
-        while not condition():
+
+        def holds() -> object:
             assert self.process.poll() is None, self.logged()
-            assert time.monotonic() - began < LIMIT_S, self.logged()
-            time.sleep(0.05)
-        return time.monotonic() - began
+            return condition()
+
+        return wait_for(holds, self.logged, limit_s=LIMIT_S, pause_s=0.05)
 
     def deployed(self) -> int:
         """How many times all replicas have been started or replaced."""
@@ -98,6 +98,14 @@ class Cluster:
         text = path.read_text()
         return text.count("server SERVE_REPLICA_") if "listen stats" in text else None
 
+    def is_gone(self) -> bool:
+        """Whether nothing of it runs any more, once what did was killed."""
+        left = self.processes()
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not left
+
     def end(self) -> int:
         """The exit status after SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
@@ -108,15 +116,5 @@ class Cluster:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        while left := self.processes():
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
+        wait_for(self.is_gone, limit_s=LIMIT_S, pause_s=0.05)
         shutil.rmtree(self.directory)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -16,8 +15,9 @@ import pytest
 
 from service.client import AsyncFolio, Stream
 from tests.cluster.cluster import Cluster
-from tests.e2e.checkpoints import make_checkpoint
-from tests.e2e.process import Server
+from tests.support.checkpoints import make_checkpoint
+from tests.support.server import Server
+from tests.support.wait import wait_for
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'folio[ray]'")
 
@@ -86,7 +86,12 @@ def cuts(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
     """What our client went on after."""
     seen: list[Exception] = []
     retry = Stream.retry
-    monkeypatch.setattr(Stream, "retry", lambda self, error: (seen.append(error), retry(self, error))[1])
+
+    def noting(self: Any, error: Exception) -> Any:
+        seen.append(error)
+        return retry(self, error)
+
+    monkeypatch.setattr(Stream, "retry", noting)
     return seen
 
 
@@ -225,7 +230,4 @@ def test_sigterm_lets_the_streams_finish(cluster: Cluster, long: list[str], cuts
 
     assert asyncio.run(work()) == long[:8]
     assert not cuts
-    deadline = time.monotonic() + 20
-    while left := cluster.processes():
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    wait_for(lambda: not cluster.processes(), lambda: f"left: {cluster.processes()}", pause_s=0.05)

@@ -11,7 +11,7 @@ import pytest
 from service import cluster
 from service.settings import Settings
 from service.telemetry import logs
-from tests.e2e.checkpoints import make_catalogue
+from tests.support.checkpoints import make_catalogue
 
 
 async def asked(checkpoint: Path) -> cluster.Replica:

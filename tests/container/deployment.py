@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 120.0
@@ -44,13 +44,6 @@ def build(target: str, tag: str, context: Path = ROOT) -> float:
     return time.monotonic() - began
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-
-
 def checkpoint_id(manifest: str) -> str:
     return "sha256:" + hashlib.sha256(manifest.encode()).hexdigest()
 
@@ -59,9 +52,7 @@ class Deployment:
     """``docker compose`` with the shipped files, on a free port."""
 
     def __init__(self, name: str, directory: Path, *, gpu: bool, **variables: str) -> None:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = sock.getsockname()[1]
+        self.port = free_port()
         files = ["docker-compose.yml", *([] if gpu else ["deploy/compose.cpu.yml"])]
         if docker("network", "inspect", "bridge", check=False).returncode:
             override = directory / "host-network.yml"

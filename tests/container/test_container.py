@@ -17,8 +17,9 @@ from model.checkpoint.manifest import read_manifest
 from service.http.server import FLUSH_S
 from service.settings import Settings
 from tests.container.conftest import FIGURES, Deploy
-from tests.container.deployment import ROOT, Deployment, build, checkpoint_id, docker, wait_for
-from tests.e2e.checkpoints import make_checkpoint
+from tests.container.deployment import ROOT, Deployment, build, checkpoint_id, docker
+from tests.support.checkpoints import make_checkpoint
+from tests.support.wait import wait_for
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]
 BODY = {"prompt": "ROMEO:", "max_new_tokens": 500, "seed": 7}

@@ -10,9 +10,10 @@ import httpx
 import pytest
 
 from tests.deployment.proxies import CADDY, NGINX, Caddy, Nginx, Proxy
-from tests.e2e.checkpoints import Catalogue
 from tests.e2e.conftest import catalogue, start
-from tests.e2e.process import LIMIT_S, Server, serve
+from tests.support.checkpoints import Catalogue
+from tests.support.server import Server, serve
+from tests.support.wait import LIMIT_S
 
 __all__ = ["catalogue", "start"]
 KEEP_ALIVE_S = 0.1

@@ -9,13 +9,15 @@ import socket
 import ssl
 import subprocess
 import tempfile
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from tests.certificates import make_certificate
-from tests.e2e.process import LIMIT_S, ROOT
+from tests.support.certificates import make_certificate
+from tests.support.ports import free_port
+from tests.support.server import ROOT
+from tests.support.wait import LIMIT_S, wait_for
 
 DEPLOY = ROOT / "deploy"
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -44,12 +46,6 @@ CADDY_OPTIONS = """{
     skip_install_trust
 }
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def substitute(text: str, values: dict[str, str]) -> str:
@@ -88,19 +84,16 @@ class Proxy(ABC):
 
     def start(self) -> None:
         """Returns once a client that trusts its certificate can talk to it."""
-        privileges = {"user": "nobody", "group": "nogroup", "extra_groups": ()} if os.geteuid() == 0 else {}
+        privileges: dict[str, Any] = {"user": "nobody", "group": "nogroup", "extra_groups": ()} if os.geteuid() == 0 else {}
         with (self.directory / "log").open("a") as log:
             self.process = subprocess.Popen(
                 self.command, cwd=self.directory, env=self.environment, stdout=log, stderr=log, start_new_session=True, **privileges
             )
-        deadline = time.monotonic() + LIMIT_S
-        while not self.answers():
-            assert self.process.poll() is None, self.logged()
-            assert time.monotonic() < deadline, self.logged()
-            time.sleep(0.01)
+        wait_for(self.answers, self.logged)
 
     def answers(self) -> bool:
         """Whether a handshake succeeds; Caddy listens before it has made its certificate."""
+        assert self.process.poll() is None, self.logged()
         try:
             context = ssl.create_default_context(cafile=self.authority)
             with socket.create_connection(("127.0.0.1", self.port), timeout=LIMIT_S) as sock:

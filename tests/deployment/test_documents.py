@@ -11,8 +11,8 @@ from service.engine.interface import Engine
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from tests.deployment.proxies import DEPLOY
-from tests.e2e.process import ROOT
 from tests.service.fakes import FakeEngine
+from tests.support.server import ROOT
 
 PAGE = (ROOT / "docs" / "deployment.md").read_text()
 NGINX = (DEPLOY / "nginx.conf").read_text()

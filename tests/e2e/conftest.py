@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.e2e.checkpoints import Catalogue, make_catalogue
-from tests.e2e.process import Server, serve
+from tests.support.checkpoints import Catalogue, make_catalogue
+from tests.support.server import Server, serve
 
 Start = Callable[..., Server]
 

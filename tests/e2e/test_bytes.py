@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.checkpoints import BLOCK, TEXT
-from tests.e2e.process import Server
-from tests.e2e.wire import Exchange, fetch, run, stream, text_of, together, until
+from tests.e2e.wire import Exchange, fetch, run, stream, text_of, together
+from tests.support.checkpoints import BLOCK, TEXT
+from tests.support.server import Server
+from tests.support.wait import until
 
 ROWS = 16
-ENDLESS = {"prompt": "abc", "max_new_tokens": 1_000_000}
+ENDLESS: dict[str, Any] = {"prompt": "abc", "max_new_tokens": 1_000_000}
 GOLDEN: list[dict[str, Any]] = [
     {"prompt": "", "max_new_tokens": 90, "seed": 0},
     {"prompt": "abc", "max_new_tokens": 150, "seed": 7, "temperature": 0.7},
@@ -169,7 +170,7 @@ def test_stops_against_find(server: Server) -> None:
         return (text[: min(hits)[1]], "stop") if hits else (text, "length")
 
     async def one(text: str, stops: list[str], length: int) -> None:
-        body = {**base, "stop": stops, "max_new_tokens": length}
+        body: dict[str, Any] = {**base, "stop": stops, "max_new_tokens": length}
         read, reply = await together(stream(server, body), fetch(server, {**body, "stream": False}))
         assert (reply["text"], reply["finish_reason"]) == expected(text[:length], stops), stops
         assert (read.text, read.end["finish_reason"]) == (reply["text"], reply["finish_reason"]), stops
@@ -194,11 +195,17 @@ def test_stops_against_find(server: Server) -> None:
 def test_too_much_is_refused_before_the_status_line(server: Server, path: str, streamed: bool) -> None:
     """LESSONS 16, 17: a stream that opens with 200 to say no."""
     length = "max_new_tokens" if path == "/generate" else "max_tokens"
-    for fields, param in (({"prompt": "a" * 65_537}, "prompt"), ({"prompt": "a", length: 1_000_001}, length), ({"prompt": "ä"}, "prompt")):
+    too_long: list[tuple[dict[str, Any], str]] = [
+        ({"prompt": "a" * 65_537}, "prompt"),
+        ({"prompt": "a", length: 1_000_001}, length),
+        ({"prompt": "ä"}, "prompt"),
+    ]
+    for fields, param in too_long:
         answer = server.post(path, stream=streamed, **fields)
         assert answer.status_code == 422
         assert answer.json()["error"]["param"] == param
-    answer = server.post(path, stream=streamed, prompt="a" * 65_536, seed=1, **{length: 20})
+    enough: dict[str, Any] = {"prompt": "a" * 65_536, "seed": 1, length: 20}
+    answer = server.post(path, stream=streamed, **enough)
     assert answer.status_code == 200
     if path == "/generate" and not streamed:
         assert answer.json()["prompt_truncated"] is True

@@ -13,8 +13,9 @@ import pytest
 from service.api.schemas import GenerateBody
 from service.errors import STATUS
 from service.settings import PRETRAINED
-from tests.e2e.process import ADMIN_KEY, LIMIT_S, Server, environment
-from tests.service.running import events, pieces
+from tests.support.events import events, joined
+from tests.support.server import ADMIN_KEY, Server, environment
+from tests.support.wait import LIMIT_S
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
@@ -48,7 +49,7 @@ def test_the_example_of_resuming_gives_the_rest(shipped: Server) -> None:
     with shipped.http.stream("POST", "/generate", json={"prompt": "ROMEO:", "max_new_tokens": 200, "seed": 7}) as answer:
         first = next(line for line in answer.iter_lines() if line.startswith("id: "))[4:]
     rest = events(shipped.post(headers={"Last-Event-ID": first}, prompt="ROMEO:", max_new_tokens=200, seed=7).text)
-    assert pieces(rest) == whole[int(first.rpartition(".")[2]) :]
+    assert joined(rest) == whole[int(first.rpartition(".")[2]) :]
     assert rest[-1]["data"]["text"] == whole
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.e2e.process import LIMIT_S, Server, is_alive
-from tests.e2e.wire import probe, run, stream, text_of, together, until
+from tests.e2e.wire import probe, run, stream, text_of, together
+from tests.support.server import Server, is_alive
+from tests.support.wait import LIMIT_S, until
 
 BODIES: list[dict[str, Any]] = [{"prompt": "abc"[: n % 4], "max_new_tokens": 2500, "seed": n, "stop": ["jihgfedc"]} for n in range(24)]
 

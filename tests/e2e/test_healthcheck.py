@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.e2e.process import Server, environment
+from tests.support.server import Server, environment
 
 HEALTHCHECK = Path(__file__).parents[2] / "deploy" / "healthcheck.py"
 

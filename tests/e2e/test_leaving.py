@@ -6,8 +6,9 @@ import asyncio
 import random
 from typing import Any
 
-from tests.e2e.process import Server
-from tests.e2e.wire import Exchange, Read, fetch, probe, run, stream, text_of, together, until
+from tests.e2e.wire import Exchange, Read, fetch, probe, run, stream, text_of, together
+from tests.support.server import Server
+from tests.support.wait import until
 
 ENDINGS = ("folio_request_success_total", "folio_requests_cancelled_total", "folio_request_refused_total")
 FREED_S = 1.0

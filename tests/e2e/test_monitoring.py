@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.e2e.process import LIMIT_S, Server
+from tests.support.ports import free_port
+from tests.support.server import Server
+from tests.support.wait import LIMIT_S, wait_for
 
 MONITORING = Path(__file__).parents[2] / "deploy" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "grafana" / "dashboards" / "folio.json").read_text())
@@ -27,13 +28,6 @@ SEARCH = f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin"
 PROMETHEUS, PROMTOOL = shutil.which("prometheus", path=SEARCH), shutil.which("promtool", path=SEARCH)
 needs_prometheus = pytest.mark.skipif(not (PROMETHEUS and PROMTOOL), reason="Prometheus is not installed: scripts/install-prometheus")
 KEY = "a-key-for-prometheus"
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
 
 
 class Prometheus:
@@ -53,9 +47,7 @@ class Prometheus:
             text = text.replace(shipped, here)
         self.config = directory / "prometheus.yml"
         self.config.write_text(text)
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{sock.getsockname()[1]}"
+        address = f"127.0.0.1:{free_port()}"
         command = [str(PROMETHEUS), f"--config.file={self.config}", f"--storage.tsdb.path={directory / 'data'}"]
         self.log = (directory / "log").open("w")
         self.process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=self.log, stderr=self.log)
@@ -127,7 +119,7 @@ def test_every_query_is_answered(watched: tuple[Server, Prometheus]) -> None:
         return prometheus.query(expression)
 
     for expression in sorted(QUERIES):
-        wait_for(lambda expression=expression: answer(expression), f"no answer to {expression}")
+        wait_for(partial(answer, expression), f"no answer to {expression}")
     rules = [rule for group in prometheus.get("/rules")["groups"] for rule in group["rules"]]
     assert len(rules) == ALERTS.count("- alert:")
     wait_for(lambda: all(rule["health"] == "ok" for group in prometheus.get("/rules")["groups"] for rule in group["rules"]), "a rule fails")

@@ -6,7 +6,8 @@ import asyncio
 from typing import Any
 
 from tests.e2e.conftest import Start
-from tests.e2e.wire import Exchange, run, text_of, until
+from tests.e2e.wire import Exchange, run, text_of
+from tests.support.wait import until
 
 ROWS, QUEUE = 16, 16
 

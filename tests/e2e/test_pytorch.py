@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.conftest import Start
-from tests.e2e.wire import run, text_of, until
+from tests.e2e.wire import run, text_of
+from tests.support.wait import until
 
 BODIES: list[dict[str, Any]] = [
     {"prompt": "abc" * length, "max_new_tokens": 90, "seed": length, "frequency_penalty": 0.3} for length in (0, 1, 5, 20)

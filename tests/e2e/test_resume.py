@@ -7,10 +7,11 @@ import random
 import signal
 from typing import Any
 
-from tests.e2e.checkpoints import Catalogue
 from tests.e2e.conftest import Start
-from tests.e2e.process import Server, code_of
-from tests.e2e.wire import Exchange, Read, run, stream, together, until
+from tests.e2e.wire import Exchange, Read, run, stream, together
+from tests.support.checkpoints import Catalogue
+from tests.support.server import Server, code_of
+from tests.support.wait import until
 
 BODY = {"prompt": "abc", "max_new_tokens": 60, "seed": 14}
 

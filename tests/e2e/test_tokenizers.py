@@ -19,8 +19,8 @@ from model.tokenizer.base import Tokenizer
 from model.tokenizer.bpe import BPETokenizer
 from model.tokenizer.byte import ByteTokenizer
 from tests.e2e.conftest import Start
-from tests.e2e.process import Server
 from tests.e2e.wire import fetch, run, stream, together
+from tests.support.server import Server
 from training.__main__ import main
 
 TEXT = "the théâtre, the thé — 中文 中文 🙂🙂\n\n  the end\r\n" * 20

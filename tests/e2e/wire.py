@@ -7,12 +7,13 @@ import contextlib
 import json
 import socket
 import struct
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.e2e.process import LIMIT_S, Server
+from tests.support.events import event_of
+from tests.support.server import Server
+from tests.support.wait import LIMIT_S
 
 RESET = struct.pack("ii", 1, 0)
 OPEN: set[Exchange] = set()
@@ -38,19 +39,19 @@ class Read:
 
     def event(self, block: str) -> None:
         """Take one event."""
-        fields = dict(line.split(": ", 1) for line in block.split("\n") if line and not line.startswith(":"))
-        if "data" not in fields:
+        found = event_of(block)
+        if found is None:
             return
         assert not self.is_over, "an event after the end"
-        data = json.loads(fields["data"])
-        if fields.get("event") == "end":
+        data, name = found["data"], found.get("event")
+        if name == "end":
             self.end = data
             assert self.text == data["text"] or not self.whole, "the joined stream differs from its end"
-        elif fields.get("event") == "error":
+        elif name == "error":
             self.error = data
         else:
             self.text += data["text"]
-            self.ids.append(fields["id"])
+            self.ids.append(found["id"])
             self.lengths.append(len(self.text))
 
 
@@ -181,15 +182,6 @@ async def probe(server: Server, path: str) -> int:
             return int((await reader.readline()).split()[1])
     finally:
         writer.close()
-
-
-async def until(condition: Callable[[], object], limit_s: float = LIMIT_S) -> float:
-    """The seconds until a condition held; what it asks may block for a moment."""
-    began = time.monotonic()
-    while not await asyncio.to_thread(condition):
-        assert time.monotonic() - began < limit_s, "it did not happen in time"
-        await asyncio.sleep(0.005)
-    return time.monotonic() - began
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from model.checkpoint.files import Checkpoint
 from model.params import SamplingParams
 from service.worker.core import EngineCore
-from tests.engine.conftest import BLOCK, LONG_BLOCK, Driver, MakeCore, Request, random_request
+from tests.engine.conftest import BLOCK, LONG_BLOCK, Driver, Logprobs, MakeCore, Request, random_request
 
 NUM_GOLDEN = 208
 ARITHMETIC = [("native", "float32"), ("native", "bfloat16"), ("torch", "float32"), ("torch", "bfloat16")]
@@ -22,7 +22,7 @@ def golden_requests() -> list[Request]:
     return [random_request(rng, longest=2 * BLOCK) for _ in range(NUM_GOLDEN)]
 
 
-def alone(core_driver: Driver, requests: list[Request]) -> list[tuple[list[int], object]]:
+def alone(core_driver: Driver, requests: list[Request]) -> list[tuple[list[int], Logprobs]]:
     """Each request by itself, in row 0."""
     golden = []
     for number, request in enumerate(requests):

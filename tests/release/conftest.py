@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.process import ROOT
+from tests.support.server import ROOT
 
 SOURCES = ("model", "training", "service", "LICENSE", "README.md", "pyproject.toml", ".gitignore")
 BUILD_S = INSTALL_S = 600.0

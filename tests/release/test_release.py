@@ -20,8 +20,9 @@ import pytest
 
 from model.checkpoint.manifest import read_manifest
 from service.settings import PRETRAINED
-from tests.e2e.process import LIMIT_S, ROOT
 from tests.release.conftest import Dist, Installed, build
+from tests.support.server import ROOT
+from tests.support.wait import LIMIT_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

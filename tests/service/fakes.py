@@ -16,6 +16,7 @@ from service.engine.interface import (
     EngineError,
     EngineStatus,
     EngineStopping,
+    FinishReason,
     GenerationRequest,
     QueueFull,
     ServedCheckpoint,
@@ -93,7 +94,7 @@ class FakeStream:
             await asyncio.sleep(engine.delay)
             self.generated = engine.generated = last
             yield Chunk(last, kept[first:last], logprobs[first:last])
-        reason = "stop" if ends else "length"
+        reason: FinishReason = "stop" if ends else "length"
         self.completion = Completion(kept, reason, count, logprobs, 0.001, 0.002, 0.003)
         self.engine.streams.discard(self)
 

@@ -1,4 +1,4 @@
-"""Helpers: a server in a thread, raw requests over a socket, events out of a stream."""
+"""A service in a thread, and raw requests over a socket."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from service.app import create_app
 from service.http.server import Server
 from service.settings import Settings
 from tests.service.fakes import FakeEngine
+from tests.support.wait import wait_for
 
 JSON = {"Content-Type": "application/json"}
 
@@ -124,28 +124,3 @@ def request(body: object, path: str = "/generate", version: str = "1.1", extra: 
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = f"{method} {path} HTTP/{version}\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n{extra}\r\n"
     return head.encode("latin-1") + data
-
-
-def events(text: str) -> list[dict[str, Any]]:
-    """The events of a stream: ``event``, ``id`` and the parsed ``data``."""
-    found = []
-    for block in text.split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in block.split("\n") if line and not line.startswith(":"))
-        if "data" in fields:
-            data = fields["data"]
-            found.append({**fields, "data": data if data == "[DONE]" else json.loads(data)})
-    return found
-
-
-def pieces(found: list[dict[str, Any]]) -> str:
-    """The text of a native stream's events."""
-    return "".join(e["data"]["text"] for e in found if "event" not in e)
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 5.0) -> float:
-    """The seconds until a condition held."""
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < seconds, "it did not happen in time"
-        time.sleep(0.002)
-    return time.monotonic() - start

@@ -1,10 +1,15 @@
-"""``python -m tests.service.serve_fake DELAY GRACE``: the service's process with a fake engine, for tests of signals and start-up."""
+"""``python -m tests.service.serve_fake DELAY GRACE``: the service's process with a fake engine, for tests of signals and start-up.
+
+DELAY: seconds between chunks, until SIGUSR1. GRACE: seconds that streams have after SIGTERM.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
+from unittest.mock import patch
 
 import uvloop
 
@@ -17,8 +22,9 @@ from tests.service.fakes import FakeEngine
 def main() -> int:
     started = time.monotonic()
     engine = FakeEngine(delay=float(sys.argv[1]))
+    signal.signal(signal.SIGUSR1, lambda *_: setattr(engine, "delay", 0.0))
     make = application.create_app
-    command.create_app = lambda settings: make(settings, engine)
+    patch.object(command, "create_app", lambda settings: make(settings, engine)).start()
     forbidden = [name for name in ("torch", "numpy") if name in sys.modules]
     print("imported:", *forbidden, flush=True)
     settings = Settings(port=0, grace_s=float(sys.argv[2]))

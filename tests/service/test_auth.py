@@ -7,17 +7,19 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.http import auth
 from service.http.rate_limit import TokenBucket
 from tests.service.fakes import FakeEngine, fake_checkpoint
-from tests.service.running import Running, request, wait_for
+from tests.service.running import Running, request
+from tests.support.wait import wait_for
 
 Serve = Callable[..., Running]
 KEY, OTHER, ADMIN = "Secret-Key-1", "secret-key-2", "the-admin-key"
-BODY = {"prompt": "R", "max_new_tokens": 5}
+BODY: dict[str, Any] = {"prompt": "R", "max_new_tokens": 5}
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE")
 
 

@@ -162,7 +162,8 @@ def test_prompt_missing_or_list(shared: Running) -> None:
         found, error = outcome(shared, request({}, path))
         assert (found, error["param"]) == (INVALID, "prompt")
     assert outcome(shared, request({"prompt": ["a"]}))[0] == INVALID
-    for prompt in ([], [[]], [True], [1.0], [-1], [10**30], [75], ["a", 1], [[1], 2], ["\ud800"], ["a"] * 33, [["a"]]):
+    prompts: list[list[Any]] = [[], [[]], [True], [1.0], [-1], [10**30], [75], ["a", 1], [[1], 2], ["\ud800"], ["a"] * 33, [["a"]]]
+    for prompt in prompts:
         found, error = outcome(shared, request({"prompt": prompt}, "/v1/completions"))
         assert (found, error["param"]) == (INVALID, "prompt"), prompt
 

@@ -7,6 +7,7 @@ import itertools
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from httpx_sse import ServerSentEvent
@@ -14,10 +15,11 @@ from httpx_sse import ServerSentEvent
 from service.client import AsyncFolio, Folio, FolioError, Stream, main
 from service.client import stream as client_module
 from tests.service.fakes import FakeEngine
-from tests.service.running import Running, wait_for
+from tests.service.running import Running
+from tests.support.wait import wait_for
 
 Serve = Callable[..., Running]
-PARAMS = {"max_new_tokens": 300, "seed": 7}
+PARAMS: dict[str, Any] = {"max_new_tokens": 300, "seed": 7}
 
 
 BAD_GATEWAY = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 21\r\nConnection: close\r\n\r\nInternal Server Error"

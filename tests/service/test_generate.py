@@ -6,16 +6,19 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
 
 from service.engine.interface import EngineError, EngineStopping, QueueTimeout
 from tests.service.fakes import FakeEngine, fake_checkpoint
-from tests.service.running import Running, events, pieces, wait_for
+from tests.service.running import Running
+from tests.support.events import events, joined
+from tests.support.wait import wait_for
 
 Serve = Callable[..., Running]
-BODY = {"prompt": "ROMEO:", "max_new_tokens": 100, "seed": 7}
+BODY: dict[str, Any] = {"prompt": "ROMEO:", "max_new_tokens": 100, "seed": 7}
 
 
 def json_text(server: Running, **more: object) -> str:
@@ -28,7 +31,7 @@ def test_stream_json_end_and_openai_agree(shared: Running) -> None:
     found = events(shared.post(**BODY).text)
     reply = found[-1]["data"]
     assert found[-1]["event"] == "end"
-    assert pieces(found) == reply["text"] == json_text(shared)
+    assert joined(found) == reply["text"] == json_text(shared)
     v1 = shared.post("/v1/completions", prompt="ROMEO:", max_tokens=100, seed=7).json()
     assert v1["choices"][0]["text"] == reply["text"]
     assert reply["text_sha256"] == hashlib.sha256(reply["text"].encode()).hexdigest()
@@ -74,7 +77,7 @@ def test_headers(shared: Running, stream: bool) -> None:
         ("image/png", {}, True),
     ],
 )
-def test_accept_chooses_where_stream_is_not_given(shared: Running, accept: str, more: dict[str, bool], is_stream: bool) -> None:
+def test_accept_chooses_where_stream_is_not_given(shared: Running, accept: str, more: dict[str, Any], is_stream: bool) -> None:
     answer = shared.post(**BODY, **more, headers={"Accept": accept})
     assert answer.headers["content-type"].startswith("text/event-stream" if is_stream else "application/json")
 
@@ -83,12 +86,12 @@ def test_stream_is_ascii_and_survives_line_splitting_clients(shared: Running) ->
     """LESSONS 10: a charset-less stream was split on U+0085 by ``splitlines``. httpx splits on it, and U+2028, too."""
     text = json_text(shared, max_new_tokens=2000)
     assert {"\u0085", "\u2028", "\r", "😀"} <= set(text)
-    body = {**BODY, "max_new_tokens": 2000}
+    body: dict[str, Any] = {**BODY, "max_new_tokens": 2000}
     answer = shared.post(**body)
     assert answer.content.isascii()
     with shared.http.stream("POST", "/generate", json=body) as streamed:
         lines = list(streamed.iter_lines())
-    assert pieces(events("\n".join(lines))) == text
+    assert joined(events("\n".join(lines))) == text
 
 
 def test_a_drawn_seed_is_returned_and_repeats_the_text(shared: Running) -> None:
@@ -99,7 +102,7 @@ def test_a_drawn_seed_is_returned_and_repeats_the_text(shared: Running) -> None:
     assert shared.post(prompt="x", stream=False, seed=seed).json()["text"] == first.json()["text"]
 
 
-NEUTRAL = {
+NEUTRAL: dict[str, list[Any]] = {
     "temperature": [1.0, 1],
     "top_k": [0, 10_000, 2**70],
     "top_p": [1.0, 1],
@@ -126,7 +129,7 @@ def test_neutral_values_equal_omission(shared: Running, name: str, value: object
     assert json_text(shared, **{name: value}) == json_text(shared)
 
 
-CHANGING = {
+CHANGING: dict[str, Any] = {
     "temperature": 0,
     "top_k": 1,
     "top_p": 0.5,
@@ -167,7 +170,7 @@ def test_stop_is_never_in_the_text(shared: Running, stop: str) -> None:
 def test_echo_puts_the_prompt_in_front(shared: Running, prompt: str) -> None:
     found = events(shared.post(**{**BODY, "prompt": prompt, "echo": True}).text)
     plain = json_text(shared, prompt=prompt)
-    assert pieces(found) == prompt + plain == found[-1]["data"]["text"] == json_text(shared, prompt=prompt, echo=True)
+    assert joined(found) == prompt + plain == found[-1]["data"]["text"] == json_text(shared, prompt=prompt, echo=True)
 
 
 def test_unknown_characters_are_named_with_offsets_or_dropped(shared: Running) -> None:
@@ -196,11 +199,11 @@ def test_logprobs_on_events_and_in_the_reply(shared: Running) -> None:
 
 def test_cut_at_every_event_the_joined_text_is_the_same(shared: Running) -> None:
     """LESSONS 14. The server keeps nothing: only the id and the body say where to go on."""
-    body = {**BODY, "echo": True, "logprobs": True}
+    body: dict[str, Any] = {**BODY, "echo": True, "logprobs": True}
     found = events(shared.post(**body).text)
     for cut in range(len(found) - 1):
         rest = events(shared.post(**body, headers={"Last-Event-ID": found[cut]["id"]}).text)
-        assert pieces(found[: cut + 1]) + pieces(rest) == found[-1]["data"]["text"]
+        assert joined(found[: cut + 1]) + joined(rest) == found[-1]["data"]["text"]
         again = rest[-1]["data"]
         assert {k: v for k, v in again.items() if k not in ("id", "timings")} == {
             k: v for k, v in found[-1]["data"].items() if k not in ("id", "timings")
@@ -212,7 +215,7 @@ def test_resume_at_every_index_also_between_events(shared: Running) -> None:
     stem, text = found[0]["id"].rpartition(".")[0], found[-1]["data"]["text"]
     for index in range(101):
         rest = events(shared.post(**BODY, headers={"Last-Event-ID": f"{stem}.{index}"}).text)
-        assert pieces(rest) == text[index:]
+        assert joined(rest) == text[index:]
     assert [e["event"] for e in rest] == ["end"], "nothing left to send: end at once"
 
 
@@ -243,7 +246,7 @@ def test_resume_runs_on_the_streams_own_checkpoint(serve: Serve) -> None:
     found = events(server.post(**BODY).text)
     server.engine.loaded = (fake_checkpoint("b"), *server.engine.loaded)
     rest = server.post(**BODY, headers={"Last-Event-ID": found[3]["id"]})
-    assert pieces(found[:4]) + pieces(events(rest.text)) == found[-1]["data"]["text"]
+    assert joined(found[:4]) + joined(events(rest.text)) == found[-1]["data"]["text"]
     assert rest.headers["x-checkpoint"] == server.engine.loaded[1].id
     assert server.post(**BODY, stream=False).json()["text"] != found[-1]["data"]["text"]
     named = server.post(**BODY, stream=False, checkpoint=server.engine.loaded[1].id)
@@ -277,7 +280,7 @@ def test_a_failure_within_is_an_event_or_a_status(serve: Serve, failure: Excepti
         assert [e.get("event") for e in found].count("error") == 1
         assert found[-1]["event"] == "error"
         assert found[-1]["data"]["error"]["code"] == code
-        assert found[-1]["data"]["index"] == fail_at == len(pieces(found[:-1]))
+        assert found[-1]["data"]["index"] == fail_at == len(joined(found[:-1]))
         assert found[-1]["data"]["retryable"] is retryable
         assert "secret" not in str(found)
         answer = server.post(**BODY, stream=False)
@@ -321,7 +324,7 @@ def test_silent_streams_get_comments_also_while_queued(serve: Serve) -> None:
         assert next(chunks) == next(chunks) == b": keep-alive\n\n"
         server.call(hold.set)
         text = b"".join(chunks).decode()
-    assert pieces(events(text)) == events(text)[-1]["data"]["text"]
+    assert joined(events(text)) == events(text)[-1]["data"]["text"]
 
 
 def test_logprobs_beyond_one_answers_size_are_refused(serve: Serve) -> None:

@@ -6,14 +6,17 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from tests.service.fakes import FakeEngine
-from tests.service.running import Running, events, pieces, read_answer, request, wait_for
+from tests.service.running import Running, read_answer, request
+from tests.support.events import events, joined
+from tests.support.wait import wait_for
 
 Serve = Callable[..., Running]
-SHORT = {"prompt": "R", "max_new_tokens": 10, "seed": 1}
+SHORT: dict[str, Any] = {"prompt": "R", "max_new_tokens": 10, "seed": 1}
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -183,7 +186,7 @@ def test_http_1_0_gets_no_chunks(shared: Running, stream: bool) -> None:
     assert answer.status == 200
     assert "transfer-encoding" not in answer.headers
     expected = shared.post(**SHORT, stream=False).json()["text"]
-    text = pieces(events(answer.body.decode())) if stream else json.loads(answer.body)["text"]
+    text = joined(events(answer.body.decode())) if stream else json.loads(answer.body)["text"]
     assert text == expected
     keep_alive = shared.raw(b"GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
     assert keep_alive.status == 200
@@ -228,7 +231,7 @@ def test_a_reader_that_stops_is_dropped_and_its_row_freed(serve: Serve) -> None:
     sock = server.connect(receive_buffer=4096)
     sock.sendall(request({**SHORT, "max_new_tokens": 200_000, "logprobs": True}))
     wait_for(lambda: server.engine.generated > 0)
-    wait_for(lambda: not server.engine.streams, 10)
+    wait_for(lambda: not server.engine.streams)
     assert server.engine.generated < 100_000, "what nobody reads is not generated"
     wait_for(lambda: server.tasks() <= base)
     sock.close()
@@ -236,7 +239,7 @@ def test_a_reader_that_stops_is_dropped_and_its_row_freed(serve: Serve) -> None:
 
 def test_a_slow_reader_gets_every_byte_and_slows_nobody(serve: Serve) -> None:
     server = serve(FakeEngine(burst=500), write_timeout_s=5)
-    body = {**SHORT, "max_new_tokens": 4000, "logprobs": True}
+    body: dict[str, Any] = {**SHORT, "max_new_tokens": 4000, "logprobs": True}
     expected = server.post(**body, stream=False).json()["text"]
     with server.connect(receive_buffer=4096) as sock:
         sock.sendall(request(body, extra="Connection: close\r\n", version="1.0"))
@@ -247,4 +250,4 @@ def test_a_slow_reader_gets_every_byte_and_slows_nobody(serve: Serve) -> None:
                 time.sleep(0.001)
             if 50_000 < len(data) < 52_048:
                 assert server.post(**SHORT, stream=False).elapsed.total_seconds() < 2
-    assert pieces(events(data.partition(b"\r\n\r\n")[2].decode())) == expected
+    assert joined(events(data.partition(b"\r\n\r\n")[2].decode())) == expected

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import openai
 import pytest
 
 from tests.service.fakes import FakeEngine, fake_checkpoint
-from tests.service.running import Running, events
+from tests.service.running import Running
+from tests.support.events import events
 
-openai = pytest.importorskip("openai")
 Serve = Callable[..., Running]
 
 
@@ -28,7 +30,8 @@ def test_models(shared: Running, client: openai.OpenAI) -> None:
     (model,) = client.models.list().data
     assert model.id == current(shared)
     found = client.models.retrieve(model.id)
-    assert found.provenance == {"seed": 1337, "val_loss": 1.5}
+    assert found.model_extra is not None
+    assert found.model_extra["provenance"] == {"seed": 1337, "val_loss": 1.5}
     with pytest.raises(openai.NotFoundError) as error:
         client.models.retrieve("gpt-4")
     assert error.value.code == "checkpoint_not_found"
@@ -39,12 +42,13 @@ def test_completion(shared: Running, client: openai.OpenAI) -> None:
     native = shared.post(prompt="ROMEO:", seed=7, max_new_tokens=16, stream=False).json()
     (choice,) = completion.choices
     assert (choice.text, choice.finish_reason, choice.logprobs) == (native["text"], "length", None)
+    assert completion.usage is not None
     assert completion.usage.model_dump(exclude_none=True) == {"prompt_tokens": 6, "completion_tokens": 16, "total_tokens": 22}
     assert completion.system_fingerprint == native["fingerprint"]
 
 
 def test_stream_with_usage(shared: Running, client: openai.OpenAI) -> None:
-    args = {"model": current(shared), "prompt": ["a", "b"], "n": 2, "max_tokens": 50, "seed": 3}
+    args: dict[str, Any] = {"model": current(shared), "prompt": ["a", "b"], "n": 2, "max_tokens": 50, "seed": 3}
     whole = client.completions.create(**args)
     texts = dict.fromkeys(range(4), "")
     reasons = []
@@ -79,7 +83,7 @@ def test_token_ids_are_a_prompt_too(shared: Running, client: openai.OpenAI) -> N
 
 
 def test_logprobs(shared: Running, client: openai.OpenAI) -> None:
-    args = {"model": current(shared), "prompt": "R", "seed": 7, "logprobs": 2}
+    args: dict[str, Any] = {"model": current(shared), "prompt": "R", "seed": 7, "logprobs": 2}
     choice = client.completions.create(**args).choices[0]
     assert "".join(choice.logprobs.tokens) == choice.text
     assert choice.logprobs.text_offset == list(range(16))

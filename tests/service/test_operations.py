@@ -8,6 +8,7 @@ import logging
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -15,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.errors import STATUS
 from service.telemetry.logs import JsonFormatter
 from tests.service.fakes import FakeEngine
-from tests.service.running import Running, request, wait_for
+from tests.service.running import Running, request
+from tests.support.wait import wait_for
 
 Serve = Callable[..., Running]
 
@@ -109,8 +111,8 @@ def test_a_resumed_stream_counts_only_what_it_sends(serve: Serve) -> None:
     answer = server.post(prompt="R", max_new_tokens=21, seed=1).text
     ids = re.findall(r"^id: (.*)$", answer, re.M)
     server.post(prompt="R", max_new_tokens=21, seed=1, stream=True)
-    answer = server.http.post("/generate", json={"prompt": "R", "max_new_tokens": 21, "seed": 1}, headers={"Last-Event-ID": ids[0]})
-    assert answer.status_code == 200
+    resumed = server.post(headers={"Last-Event-ID": ids[0]}, prompt="R", max_new_tokens=21, seed=1)
+    assert resumed.status_code == 200
     assert server.metric("folio_generation_tokens_total") == 21 + 21 + 14
 
 
@@ -125,7 +127,7 @@ def test_series_do_not_grow_with_what_clients_send(shared: Running) -> None:
     for i in range(300):
         shared.http.get(f"/{i}", headers={"X-Request-Id": str(i)})
         shared.http.request(f"M{i}", f"/{i}/generate")
-        shared.post(prompt="R", **{f"field{i}": i})
+        shared.http.post("/generate", json={"prompt": "R", f"field{i}": i})
     assert series() == before
 
 
@@ -134,7 +136,7 @@ def test_logs_are_json_and_never_hold_text(serve: Serve, caplog: pytest.LogCaptu
     caplog.set_level(logging.DEBUG)
     prompt = "A most peculiar prompt"
     server = serve(FakeEngine(burst=40))
-    body = {"prompt": prompt, "seed": 5, "max_new_tokens": 40}
+    body: dict[str, Any] = {"prompt": prompt, "seed": 5, "max_new_tokens": 40}
     answers = [
         server.post(**body, stream=False).json()["text"],
         server.post(prompt=[prompt], path="/v1/completions").json()["choices"][0]["text"],

@@ -1,105 +1,91 @@
-"""The process: what it imports, how soon it answers, how it ends."""
+"""The process: what it imports, how it answers, how it ends."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from tests.service.running import events
+from tests.support.events import events
+from tests.support.server import ServerProcess
+from tests.support.wait import LIMIT_S, wait_for
 
-ROOT = Path(__file__).parents[2]
-BODY = {"prompt": "R", "max_new_tokens": 300, "seed": 1}
+BODY = {"prompt": "R", "max_new_tokens": 4096, "seed": 1}
+SLOW_S = 0.05
+"""Between chunks: the text above takes half a minute, unless it is told to hurry."""
 
 
-class Process:
-    """A service in a process of its own."""
+class Process(ServerProcess):
+    """A service with a fake engine in a process of its own."""
 
     def __init__(self, delay: float, grace: float) -> None:
-        self.started = time.monotonic()
-        command = [sys.executable, "-W", "error", "-m", "tests.service.serve_fake", str(delay), str(grace)]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment()
-        )
-        assert self.process.stdout is not None
-        self.imported = self.process.stdout.readline().strip()
-        self.announced = [self.process.stdout.readline().strip() for _ in range(4)]
-        self.url = self.announced[1]
-        self.results: list[list[str]] = []
+        super().__init__("-W", "error", "-m", "tests.service.serve_fake", str(delay), str(grace))
+        self.results: list[list[dict[str, Any]]] = []
 
     def stream(self) -> threading.Thread:
         """Begin a stream; returns once its first event has come."""
         first = threading.Event()
 
         def read() -> None:
+            text = ""
             try:
-                with httpx.stream("POST", f"{self.url}/generate", json=BODY, timeout=30, trust_env=False) as answer:
-                    text = ""
+                with self.http.stream("POST", "/generate", json=BODY) as answer:
                     for part in answer.iter_text():
                         text += part
                         first.set()
-                self.results.append([e.get("event", "text") for e in events(text)] + ([events(text)[-1]["data"]] if text else []))
             except httpx.TransportError:
-                self.results.append(["cut"])
+                self.results.append([{"event": "cut"}])
+            else:
+                self.results.append(events(text))
 
         thread = threading.Thread(target=read)
         thread.start()
-        assert first.wait(10)
+        assert first.wait(LIMIT_S)
         return thread
 
-    def end(self, *signals: signal.Signals, group: bool = False) -> tuple[int, float]:
-        """The exit status after these signals, and the seconds until then."""
-        start = time.monotonic()
-        for number in signals:
-            (os.killpg if group else os.kill)(self.process.pid, number)
-            time.sleep(0.3)
-        return self.process.wait(15), time.monotonic() - start
+    def wait_until_it_drains(self) -> None:
+        """Signals before and after this are two signals to it, however slow the machine is."""
+        wait_for(lambda: self.http.get("/readyz").status_code == 503, self.logged)
 
-
-def environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith("FOLIO_")}
+    def hurry(self) -> None:
+        """Every text ends at once."""
+        self.send(signal.SIGUSR1)
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Process]]:
     processes: list[Process] = []
 
-    def begin(delay: float = 0.0, grace: float = 5.0) -> Process:
+    def begin(delay: float = 0.0, grace: float = 600.0) -> Process:
         processes.append(Process(delay, grace))
         return processes[-1]
 
     yield begin
     for each in processes:
-        each.process.kill()
-        each.process.communicate()
+        each.close()
 
 
 def test_what_a_person_sees_and_no_torch_is_imported(start: Callable[..., Process]) -> None:
     process = start()
-    assert process.imported == "imported:", "the API process imports neither torch nor numpy"
-    assert "on cpu, float32, fake" in process.announced[0]
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", process.url)
-    assert process.announced[2].startswith(f"curl -N {process.url}/generate")
-    assert "No keys are set" in process.announced[3]
-    data = re.search(r"-d '(.*)'", process.announced[2])
+    imported, announced, address = process.printed
+    example, warning = process.read_line(), process.read_line()
+    assert imported == "imported:", "the API process imports neither torch nor numpy"
+    assert "on cpu, float32, fake" in announced
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", address)
+    assert example.startswith(f"curl -N {process.url}/generate")
+    assert "No keys are set" in warning
+    data = re.search(r"-d '(.*)'", example)
     assert data is not None
-    assert httpx.post(f"{process.url}/generate", json=json.loads(data[1]), trust_env=False).status_code == 200
-    status, seconds = process.end(signal.SIGTERM)
-    assert status == 0
-    assert seconds < 3
-    output, errors = process.process.communicate()
-    assert "closed: True" in output
-    assert errors == ""
+    assert process.http.post("/generate", json=json.loads(data[1])).status_code == 200
+    assert process.end() == 0
+    assert process.read_line() == "closed: True"
+    assert process.logged() == ""
 
 
 @pytest.mark.parametrize(
@@ -109,45 +95,42 @@ def test_running_streams_finish_and_new_requests_get_503(
     start: Callable[..., Process], signals: tuple[signal.Signals, ...], group: bool
 ) -> None:
     """LESSONS 38: SIGTERM dropped answers in flight; and a second SIGTERM changes nothing."""
-    process = start(delay=0.025)
+    process = start(SLOW_S)
     threads = [process.stream() for _ in range(8)]
-    ending = threading.Thread(target=lambda: process.end(*signals, group=group))
-    ending.start()
-    time.sleep(0.25)
-    with httpx.Client(base_url=process.url, trust_env=False) as http:
-        refused = http.post("/generate", json=BODY)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
-        assert int(refused.headers["retry-after"]) >= 1
-        assert http.get("/readyz").status_code == 503
-        assert http.get("/healthz").status_code == 200
+    for number in signals:
+        process.send(number, group=group)
+        process.wait_until_it_drains()
+    refused = process.http.post("/generate", json=BODY)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert process.http.get("/healthz").status_code == 200
+    process.hurry()
     for thread in threads:
         thread.join()
-    assert [result[-2] for result in process.results] == ["end"] * 8
-    ending.join()
-    assert process.process.returncode == 0
+    assert [result[-1]["event"] for result in process.results] == ["end"] * 8
+    assert process.wait() == 0
 
 
 def test_streams_beyond_the_grace_end_with_an_error_to_resume_from(start: Callable[..., Process]) -> None:
-    process = start(delay=0.05, grace=0.4)
+    process = start(SLOW_S, grace=0.4)
     thread = process.stream()
-    status, seconds = process.end(signal.SIGTERM)
+    assert process.end() == 0
     thread.join()
     (result,) = process.results
-    assert result[-2] == "error"
-    assert result[-1]["error"]["code"] == "shutting_down"  # type: ignore[index]
-    assert result[-1]["retryable"] is True  # type: ignore[index]
-    assert status == 0
-    assert seconds < 5
+    assert result[-1]["event"] == "error"
+    assert result[-1]["data"]["error"]["code"] == "shutting_down"
+    assert result[-1]["data"]["retryable"] is True
 
 
 def test_a_second_interrupt_ends_at_once(start: Callable[..., Process]) -> None:
-    process = start(delay=0.2, grace=30)
+    """With half a minute of text to come, and ten minutes of grace: what ends is cut, not finished."""
+    process = start(SLOW_S)
     thread = process.stream()
-    status, seconds = process.end(signal.SIGINT, signal.SIGINT)
-    assert status == 130
-    assert seconds < 2
+    process.send(signal.SIGINT)
+    process.wait_until_it_drains()
+    assert process.end(signal.SIGINT) == 130
     thread.join()
-    assert process.results[0][-1] == "cut"
+    assert process.results == [[{"event": "cut"}]]
 
 
 @pytest.mark.parametrize(

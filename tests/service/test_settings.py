@@ -47,7 +47,7 @@ def test_a_key_file_without_keys_is_a_mistake(tmp_path: Path, content: str | Non
         path.write_text(content)
     for name in ("api_keys_file", "admin_key_file"):
         with pytest.raises(ValidationError, match=str(path)):
-            Settings(**{name: path})
+            Settings.model_validate({name: path})
     with pytest.raises(ValidationError, match="holds no key"):
         Settings(api_keys=" , ")
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.certificates import make_certificate
 from tests.service.fakes import FakeEngine
-from tests.service.running import Running, events, pieces, read_answer, request, wait_for
+from tests.service.running import Running, read_answer, request
+from tests.support.certificates import make_certificate
+from tests.support.events import events, joined
+from tests.support.wait import wait_for
 
 Serve = Callable[..., Running]
 HEALTHCHECK = Path(__file__).parents[2] / "deploy" / "healthcheck.py"
@@ -32,7 +34,7 @@ def test_streams_refusals_and_leaving(serve: Serve, certificate: dict[str, Path]
     context = ssl.create_default_context(cafile=str(certificate["tls_cert"]))
     with httpx.Client(base_url=f"https://localhost:{server.port}", verify=context, trust_env=False) as http:
         found = events(http.post("/generate", json={"prompt": "R", "seed": 1}).text)
-        assert pieces(found) == found[-1]["data"]["text"]
+        assert joined(found) == found[-1]["data"]["text"]
     with context.wrap_socket(server.connect(), server_hostname="localhost") as sock:
         sock.sendall(b"\x00\x01\r\n\r\n")
         assert read_answer(sock).code == "invalid_http"

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,14 +14,15 @@ import pytest
 from service.settings import Settings
 from service.telemetry import tracing
 from tests.service.fakes import FakeEngine
-from tests.service.running import Running, request, wait_for
+from tests.service.running import Running, request
+from tests.support.wait import wait_for
 
 Serve = Callable[..., Running]
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
 @pytest.fixture
-def exporter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def exporter(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What is exported, in memory."""
     memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter").InMemorySpanExporter()
     monkeypatch.setattr(tracing, "make_exporter", lambda endpoint: memory)
@@ -35,7 +36,7 @@ def spans(server: Running, exporter: Any) -> list[Any]:
 
 def test_a_span_for_each_request(serve: Serve, exporter: Any) -> None:
     server = serve(otel_endpoint="http://collector:4318")
-    body = {"prompt": "ROMEO", "max_new_tokens": 20, "seed": 7}
+    body: dict[str, Any] = {"prompt": "ROMEO", "max_new_tokens": 20, "seed": 7}
     answer = server.post(headers={"traceparent": f"00-{TRACE}-{PARENT}-01"}, **body)
     text = server.post(**body, stream=False).json()["text"]
     server.post("/v1/completions", prompt="ROMEO", max_tokens=5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from model.checkpoint.loading import checkpoint_files
 from model.checkpoint.manifest import read_manifest
 from model.config import GPTConfig
 from model.gpt import GPT
+from model.tokenizer.base import Tokenizer
 from model.tokenizer.char import CharTokenizer
 
 TEXT = "\n abcdefghij"
@@ -33,15 +35,18 @@ class Catalogue:
         return self.directory / name
 
 
-def make_checkpoint(path: Path, seed: int) -> Path:
-    """Random weights, large enough that the next character is neither certain nor left to chance alone."""
+def make_checkpoint(
+    path: Path, seed: int = 11, *, tokenizer: Tokenizer | None = None, block_size: int = BLOCK, manifest: dict[str, Any] | None = None
+) -> Path:
+    """Random weights, large enough that the next token is neither certain nor left to chance alone; heads of 10 (no whole vector)."""
+    tokenizer = tokenizer or CharTokenizer(TEXT)
     torch.manual_seed(seed)
-    model = GPT(GPTConfig(vocab_size=len(TEXT), block_size=BLOCK, n_layer=2, n_head=3, n_embd=32, dropout=0.0))
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=block_size, n_layer=2, n_head=3, n_embd=32, dropout=0.0))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(8 if parameter.ndim == 2 else 1)
-    ids = torch.randint(0, len(TEXT), (BLOCK,)).tolist()
-    write_checkpoint(path, checkpoint_files(model.eval(), CharTokenizer(TEXT), ids), {"start": "\n", "name": path.name})
+    ids = torch.randint(0, tokenizer.vocab_size, (BLOCK,)).tolist()
+    write_checkpoint(path, checkpoint_files(model.eval(), tokenizer, ids), manifest or {"start": "\n", "name": path.name})
     return path
 
 
