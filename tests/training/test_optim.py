@@ -8,7 +8,7 @@ import torch
 
 from model import load_checkpoint
 from model.config import GPTConfig
-from model.gpt import GPT
+from model.gpt import GPT, Block
 from tests.training.processes import TINY
 from training.data import load_text
 from training.muon import Muon, orthogonalize
@@ -48,7 +48,7 @@ def test_stacked_matrices_are_moved_one_by_one() -> None:
         parameter.grad = part.clone()
     Muon([{"params": stacked, "parts": 3}], lr=0.1, weight_decay=0.1, dtype=torch.float32).step()
     Muon([{"params": apart}], lr=torch.tensor(0.1), weight_decay=0.1, dtype=torch.float32).step()
-    torch.testing.assert_close(stacked[0], torch.cat(apart))
+    torch.testing.assert_close(stacked[0], torch.cat(tuple(apart)))
 
 
 def test_singular_values_come_near_one() -> None:
@@ -79,6 +79,7 @@ def test_a_run_with_falling_dropout_drops_less_and_less(tmp_path: Path, text_fil
     for step in range(6):
         trainer.step(step)
         block = trainer.model.blocks[0]
+        assert isinstance(block, Block)
         seen.append({block.dropout.p, block.attn.dropout, trainer.model.dropout.p})
     assert seen == [{0.5}, {0.5}, {0.5}, {0.5}, {round(256 / 3) / 256}, {round(128 / 3) / 256}]
 
