@@ -9,7 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.service.fakes import FakeEngine
-from tests.service.running import Running, read_answer, request, wait_for
+from tests.service.running import Running, read_answer, request
+from tests.support.wait import wait_for
 
 Serve = Callable[..., Running]
 SHORT = {"prompt": "R", "max_new_tokens": 10, "seed": 1}
