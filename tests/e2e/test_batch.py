@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.checkpoints import Catalogue
-from tests.e2e.process import LIMIT_S, ROOT, Server, environment
+from tests.support.checkpoints import Catalogue
+from tests.support.server import ROOT, Server, environment
+from tests.support.wait import LIMIT_S
 
 LINES = 60
 
