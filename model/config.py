@@ -6,9 +6,12 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_type_hints
 
-MAX_SIZE, MAX_LAYERS = 1 << 24, 1024
-"""Far above any model that fits here; they keep a malicious file from costing time and memory before it is refused."""
+LIMITS = {"vocab_size": 1 << 22, "block_size": 8191, "n_layer": 1024, "n_head": 8191, "n_embd": 8191}
+"""What exact arithmetic has room for: with more, a sum of integers could overflow (docs/arithmetic.md has the proofs)."""
+MAX_PARAMETER = 2.0**16
+"""Largest magnitude of a parameter: below it no float of exact arithmetic can become infinite."""
 
+Arithmetic = Literal["w8a8", "w8a16"]
 Activation = Literal["relu", "gelu_tanh"]
 
 
@@ -40,11 +43,12 @@ class GPTConfig:
     """Bias on the query, key and value projections (GPT-2 has it, the described system has not)."""
     activation: Activation = "relu"
     """Non-linearity of the MLP; ``gelu_tanh`` is GPT-2's."""
+    arithmetic: Arithmetic = "w8a8"
+    """Bits of weights and of activations when the model is served; 16 for models with outliers, such as GPT-2."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+        for name, limit in LIMITS.items():
             value = getattr(self, name)
-            limit = MAX_LAYERS if name == "n_layer" else MAX_SIZE
             if type(value) is not int or not 1 <= value <= limit:
                 raise ConfigError(f"{name} must be an integer from 1 to {limit}, got {value!r}")
         if self.n_embd < self.n_head:
@@ -53,6 +57,8 @@ class GPTConfig:
             raise ConfigError(f"dropout must be in [0, 1), got {self.dropout!r}")
         if self.activation not in ("relu", "gelu_tanh"):
             raise ConfigError(f"activation must be 'relu' or 'gelu_tanh', got {self.activation!r}")
+        if self.arithmetic not in ("w8a8", "w8a16"):
+            raise ConfigError(f"arithmetic must be 'w8a8' or 'w8a16', got {self.arithmetic!r}: a newer Folio may know it")
 
     @property
     def head_size(self) -> int:
@@ -83,8 +89,8 @@ class GPTConfig:
         return sum(math.prod(shape) for shape in self.parameter_shapes.values())
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as a JSON object."""
-        return asdict(self)
+        """The fields as a JSON object, ``arithmetic`` only where it is not the usual one."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("arithmetic", "w8a8")}
 
     @classmethod
     def from_json(cls, data: object) -> Self:
@@ -94,7 +100,7 @@ class GPTConfig:
         hints = get_type_hints(cls)
         names = {f.name for f in fields(cls)}
         if unknown := sorted(set(data) - names):
-            raise ConfigError(f"unknown configuration field {unknown[0]!r}")
+            raise ConfigError(f"unknown configuration field {unknown[0]!r}: a newer Folio may know it")
         for name, value in data.items():
             expected = hints[name] if hints[name] in (int, float, bool) else str
             if expected is float and type(value) is int:

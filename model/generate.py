@@ -11,7 +11,7 @@ import torch
 
 from model.gpt import GPT
 from model.params import SamplingParams
-from model.sampling import SamplerState, sample
+from model.sampling import sample
 from model.window import window_start
 
 
@@ -33,15 +33,12 @@ def generate(model: GPT, prompt: Sequence[int], params: SamplingParams, *, start
     """
     stride = params.stride or 1
     tokens = list(prompt) or [start]
-    state = SamplerState.zeros(1, model.config.vocab_size)
-    state.set_row(0, params, prompt, [])
-    active = torch.ones(1, dtype=torch.int64)
+    generated: list[int] = []
     for _ in range(params.max_new_tokens):
         training = model.training
         model.eval()
         logits = next_logits(model, tokens, stride)
         model.train(training)
-        token = sample(logits[None].cpu(), state)
-        state.advance(token, active)
-        tokens.append(int(token))
+        generated.append(sample(logits.float().cpu().numpy(), params, prompt, generated))
+        tokens.append(generated[-1])
         yield tokens[-1]

@@ -1,166 +1,120 @@
-"""From logits to a token, as a pure function of (logits, parameters, earlier tokens, seed, index).
+"""From logits to a token, as a pure function of (logits, parameters, earlier tokens, seed, index), in exact arithmetic.
 
-There is no generator object and no shared state: random number i of seed s is a hash of (s, i), and the token is the inverse CDF
-of the probabilities in token order, so that a last-bit change of a logit moves a token only at a true tie.
+Logits become whole weights, the largest 2^40; every sum and every comparison after that is one of integers. The random number is a hash
+of seed and index, and the token is the inverse CDF of the weights in token order, so that a last-bit change of a logit moves a token only
+at a true tie. The one definition of every filter and penalty; engines say the same in C and in tensors. No torch here.
 
-Shape letters: R rows (one sequence each), V vocabulary. Probabilities are float64 throughout.
+Shape letter: V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from model.exact.arithmetic import Doubles, Floats, Ints, exp64, log64, rint
 from model.params import SamplingParams
+from model.uniform import u53
 
-GOLDEN = 0x9E3779B97F4A7C15
-MASK = (1 << 64) - 1
+Real = float | Doubles
+Flags = NDArray[np.bool_]
 
-
-def mix64(x: int) -> int:
-    """SplitMix64's finaliser on 64-bit integers (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators")."""
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
-    return x ^ (x >> 31)
+ONE = 2**40
+"""The weight of the most probable token."""
 
 
-def uniform(seed: int, index: int) -> float:
-    """Random number ``index`` of the stream ``seed``: uniform in [0, 1), 53 bits."""
-    return (mix64((mix64((seed + GOLDEN) & MASK) + (index + 1) * GOLDEN) & MASK) >> 11) * 2.0**-53
+def sample(logits: Floats, params: SamplingParams, prompt: Sequence[int], generated: Sequence[int]) -> int:
+    """(V,) logits → the token after ``prompt`` and ``generated``."""
+    x = adjusted_logits(logits, params, prompt, generated)
+    if params.is_greedy:
+        return int(x.argmax())
+    weights = filtered(weight(x, x.max(), params.temperature), params)
+    return draw(weights, u53(params.seed, len(generated)))
 
 
-def signed(x: int) -> int:
-    """The int64 with the bits of a 64-bit unsigned integer."""
-    return x - (1 << 64) if x >> 63 else x
+def adjusted_logits(logits: Floats, params: SamplingParams, prompt: Sequence[int], generated: Sequence[int]) -> Doubles:
+    """(V,) logits after bias (addends for one token are summed) and repetition, frequency and presence penalties."""
+    size = len(logits)
+    bias = np.zeros(size)
+    for token, addend in params.logit_bias:
+        bias[token] += addend
+    counts = np.bincount(np.asarray(generated, np.int64), minlength=size)
+    in_prompt = np.bincount(np.asarray(prompt, np.int64), minlength=size) > 0
+    return adjusted(logits, bias, params.repetition_penalty, params.frequency_penalty, params.presence_penalty, in_prompt, counts)
 
 
-def mix64_tensor(x: Tensor) -> Tensor:
-    """:func:`mix64` on int64 tensors, whose products wrap and whose right shift must be masked to be logical."""
-    x = (x ^ ((x >> 30) & (MASK >> 30))) * signed(0xBF58476D1CE4E5B9)
-    x = (x ^ ((x >> 27) & (MASK >> 27))) * signed(0x94D049BB133111EB)
-    return x ^ ((x >> 31) & (MASK >> 31))
-
-
-def uniform_tensor(seed: Tensor, index: Tensor) -> Tensor:
-    """:func:`uniform` on int64 tensors of one shape, float64."""
-    state = mix64_tensor(mix64_tensor(seed + signed(GOLDEN)) + (index + 1) * signed(GOLDEN))
-    return ((state >> 11) & (MASK >> 11)).double() * 2.0**-53
-
-
-@dataclass(slots=True)
-class SamplerState:
-    """The parameters and the history of R rows as tensors, so that a whole batch is sampled on its device without a sync."""
-
-    seed: Tensor  # (R,) int64
-    index: Tensor  # (R,) int64, number of tokens generated so far
-    temperature: Tensor  # (R,) float64
-    top_k: Tensor  # (R,) int64
-    top_p: Tensor  # (R,) float64
-    min_p: Tensor  # (R,) float64
-    repetition: Tensor  # (R,) float64
-    frequency: Tensor  # (R,) float64
-    presence: Tensor  # (R,) float64
-    bias: Tensor  # (R, V) float64
-    in_prompt: Tensor  # (R, V) bool
-    counts: Tensor  # (R, V) int64, of generated tokens
-
-    @classmethod
-    def zeros(cls, rows: int, vocab_size: int, device: torch.device | str = "cpu") -> SamplerState:
-        """R idle rows with neutral parameters."""
-
-        def full(value: float, dtype: torch.dtype, *shape: int) -> Tensor:
-            return torch.full((rows, *shape), value, dtype=dtype, device=device)
-
-        real, whole = torch.float64, torch.int64
-        return cls(
-            seed=full(0, whole),
-            index=full(0, whole),
-            temperature=full(1, real),
-            top_k=full(0, whole),
-            top_p=full(1, real),
-            min_p=full(0, real),
-            repetition=full(1, real),
-            frequency=full(0, real),
-            presence=full(0, real),
-            bias=full(0, real, vocab_size),
-            in_prompt=full(False, torch.bool, vocab_size),
-            counts=full(0, whole, vocab_size),
-        )
-
-    def set_row(self, row: int, params: SamplingParams, prompt: Sequence[int], generated: Sequence[int]) -> None:
-        """Make ``row`` the state of a request with this prompt after these generated tokens."""
-        self.seed[row], self.index[row] = params.seed, len(generated)
-        self.temperature[row], self.top_k[row] = params.temperature, params.top_k
-        self.top_p[row], self.min_p[row] = params.top_p, params.min_p
-        self.repetition[row] = params.repetition_penalty
-        self.frequency[row], self.presence[row] = params.frequency_penalty, params.presence_penalty
-        device, vocab_size = self.bias.device, self.bias.shape[1]
-        bias = torch.zeros(vocab_size, dtype=torch.float64)
-        for token, addend in params.logit_bias:
-            bias[token] += addend
-        self.bias[row] = bias.to(device)
-        seen = torch.bincount(torch.tensor(list(prompt), dtype=torch.int64), minlength=vocab_size) > 0
-        self.in_prompt[row] = seen.to(device)
-        self.counts[row] = torch.bincount(torch.tensor(list(generated), dtype=torch.int64), minlength=vocab_size).to(device)
-
-    def rows(self, first: int, end: int) -> SamplerState:
-        """A view of rows ``first … end − 1``."""
-        return SamplerState(*(getattr(self, name)[first:end] for name in self.__slots__))
-
-    def advance(self, tokens: Tensor, active: Tensor) -> None:
-        """Enter the tokens (R,) just drawn into the history of the active rows."""
-        self.counts.scatter_add_(1, tokens[:, None], active[:, None].to(self.counts.dtype))
-        self.index.add_(active)
-
-
-def adjusted_logits(logits: Tensor, state: SamplerState) -> Tensor:
-    """(R, V) logits → float64 logits after bias, penalties and temperature (a temperature of 0 leaves them unscaled)."""
-    x = logits.double() + state.bias
-    seen = state.in_prompt | (state.counts > 0)
-    repetition = state.repetition[:, None]
-    x = torch.where(seen, torch.where(x > 0, x / repetition, x * repetition), x)
-    x = x - state.frequency[:, None] * state.counts - state.presence[:, None] * (state.counts > 0)
-    return x / torch.where(state.temperature == 0, 1.0, state.temperature)[:, None]
-
-
-def filtered(probs: Tensor, state: SamplerState) -> Tensor:
-    """(R, V) probabilities with min-p, top-k and top-p applied in this order, not renormalised.
+def filtered(weights: Ints, params: SamplingParams) -> Ints:
+    """(V,) weights with min-p, top-k and top-p applied in this order: what is cut off weighs 0. A tie goes to the lower id.
 
     With probabilities 0.5, 0.3, 0.2 and top_p = 0.6 the first two stay: 0.5 does not reach 0.6, 0.8 does.
     """
-    vocab_size = probs.shape[-1]
-    ranked, order = probs.sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(vocab_size, device=probs.device)
-    top_k = torch.where(state.top_k == 0, vocab_size, state.top_k)[:, None]
-    keep = (ranked >= state.min_p[:, None] * ranked[:, :1]) & (rank < top_k)
-    ranked = ranked * keep
-    before = ranked.cumsum(-1) - ranked
-    top_p = state.top_p[:, None]
-    keep &= (before < top_p * ranked.sum(-1, keepdim=True)) | (top_p >= 1.0) | (rank == 0)
-    return probs * torch.zeros_like(keep).scatter_(1, order, keep)
+    size = len(weights)
+    order = np.lexsort((np.arange(size), -weights))  # the heaviest first
+    ranked = weights[order]
+    ranked = np.where(ranked >= least(params.min_p), ranked, 0)
+    ranked[params.top_k or size :] = 0
+    before = ranked.cumsum() - ranked
+    ranked = np.where(before < nucleus(params.top_p, int(ranked.sum())), ranked, 0)
+    kept = np.zeros_like(weights)
+    kept[order] = ranked
+    return kept
 
 
-def sample(logits: Tensor, state: SamplerState, *, any_filter: bool = True) -> Tensor:
-    """(R, V) logits → (R,) token ids. ``any_filter=False`` skips a sort that would change nothing."""
-    x = adjusted_logits(logits, state)
-    weights = (x - x.amax(-1, keepdim=True)).exp()  # unnormalised probabilities: the draw scales instead
-    if any_filter:
-        weights = filtered(weights, state)
-    cdf = weights.cumsum(-1)
-    target = uniform_tensor(state.seed, state.index)[:, None] * cdf[:, -1:]
-    drawn = (cdf <= target).sum(-1)
-    last = weights.shape[-1] - 1 - (weights > 0).flip(-1).int().argmax(-1)  # rounding must not lead past the last candidate
-    return torch.where(state.temperature == 0, x.argmax(-1), torch.minimum(drawn, last))
+def draw(weights: Ints, fraction: int) -> int:
+    """The first token whose running sum of weights exceeds ``fraction`` / 2^53 of their total."""
+    return int((weights.cumsum() <= target(fraction, int(weights.sum()))).sum())
 
 
-def log_probabilities(logits: Tensor) -> Tensor:
-    """(R, V) logits → natural logarithms of the model's own distribution, before any parameter."""
-    return logits.double().log_softmax(-1)
+def log_probabilities(logits: Floats) -> Doubles:
+    """(V,) logits → natural logarithms of the model's own distribution, before any parameter."""
+    x = logits.astype(np.float64)
+    return logprob(x, x.max(), log_total(weight(x, x.max(), 1.0).sum()))
 
 
-def rank_tokens(logprobs: Sequence[float], count: int) -> list[int]:
+def rank_tokens(logits: NDArray[np.floating], count: int) -> list[int]:
     """Ids of the ``count`` most probable tokens, the lower id first on a tie."""
-    return sorted(range(len(logprobs)), key=lambda token: (-logprobs[token], token))[:count]
+    order: list[int] = np.lexsort((np.arange(len(logits)), -logits))[:count].tolist()
+    return order
+
+
+# Functions of one element, as `arithmetic.h` has them under the same names.
+
+
+def adjusted(logit: Floats, bias: Real, repetition: Real, frequency: Real, presence: Real, in_prompt: Flags, count: Ints) -> Doubles:
+    """A logit after bias and penalties; ``count`` is how often the token was generated."""
+    x = logit.astype(np.float64) + bias
+    x = np.where(in_prompt | (count > 0), np.where(x > 0, x / repetition, x * repetition), x)
+    x = x - frequency * count
+    return x - np.where(count > 0, presence, 0.0)
+
+
+def weight(x: Doubles, most: Real, temperature: Real) -> Ints:
+    """Probability in units of 2^-40 of the largest, whose adjusted logit is ``most``."""
+    return rint(exp64((x - most) / temperature) * ONE)
+
+
+def least(min_p: float) -> int:
+    """The least weight that min-p keeps."""
+    return int(np.rint(min_p * ONE))
+
+
+def target(fraction: int, total: int) -> int:
+    """``fraction`` / 2^53 of ``total``, rounded down."""
+    return fraction * total >> 53
+
+
+def nucleus(top_p: float, total: int) -> int:
+    """Top-p keeps a token if those before it weigh less than this."""
+    return max(1, target(int(np.rint(top_p * 2.0**53)), total))
+
+
+def log_total(total: Ints) -> Doubles:
+    """The logarithm of a sum of weights at temperature 1, in units of the largest."""
+    return log64(total.astype(np.float64) / ONE)
+
+
+def logprob(x: Doubles, most: Real, log_total: Doubles) -> Doubles:
+    """Log-probability of a token with the logit x; ``most`` is the largest logit."""
+    return (x - most) - log_total

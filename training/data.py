@@ -11,10 +11,10 @@ import httpx
 import torch
 from torch import Tensor
 
-from model.sampling import uniform_tensor
 from model.tokenizer.base import Tokenizer, TokenizerError
 from model.tokenizer.byte import ByteTokenizer
 from model.tokenizer.char import CharTokenizer
+from model.uniform import uniform_tensor
 from training.config import TrainConfig, TrainingError
 from training.run_directory import RunDocument
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.gpt import GPT
-from model.sampling import mix64
+from model.uniform import mix64
 from training.config import TrainConfig
 from training.data import Dataset
 from training.optim import Optimizers, dropout_at, set_learning_rates

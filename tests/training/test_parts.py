@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from model.config import GPTConfig
-from model.generate import generate
+from model.exact.generate import generate
+from model.exact.network import ExactModel
 from model.gpt import GPT
 from model.params import SamplingParams
 from model.tokenizer.char import CharTokenizer
@@ -24,7 +25,7 @@ from training.optim import MovingAverage, build_optimizers, schedule, set_learni
 from training.progress import LossLog, Progress
 from training.report import command_line, overfitting
 from training.run_directory import Point, RunDirectory
-from training.sampling import sample_ids
+from training.sampling import sample_text
 from training.step import WARM_UP_STEPS, GraphedStep, TrainStep
 from training.trainer import Trainer
 
@@ -264,12 +265,15 @@ def test_without_a_terminal_there_is_a_line_every_ten_seconds(monkeypatch: pytes
     assert "step     20 of 1000  loss 2.500  200 tokens/s  MFU 20%  8:10 min left" in out
 
 
-def test_samples_with_the_cache_are_those_of_the_naive_sampler() -> None:
+def test_samples_are_what_the_service_would_write() -> None:
     torch.manual_seed(3)
-    model = GPT(GPTConfig(vocab_size=9, block_size=8, n_layer=2, n_head=3, n_embd=16))
+    model = GPT(GPTConfig(vocab_size=4, block_size=8, n_layer=2, n_head=3, n_embd=16)).train()
     torch.nn.init.normal_(model.lm_head.weight)
-    params = SamplingParams(max_new_tokens=40, seed=5, stride=4)
-    assert sample_ids(model, params, start=2) == list(generate(model, [], params, start=2))
+    exact = ExactModel(model.config, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
+    tokenizer = CharTokenizer(["\n", "a", "b", "c"])
+    expected = list(generate(exact, [], SamplingParams(max_new_tokens=40, seed=5, stride=4), start=0))
+    assert sample_text(model, tokenizer, 5, 40) == tokenizer.decode(expected)
+    assert model.training
 
 
 @pytest.mark.parametrize("preset", PRESETS)

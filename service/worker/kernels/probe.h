@@ -7,7 +7,7 @@
 #define PROBE_H
 #include "arithmetic.h"
 
-enum { EX_PROBES = 31, EX_PROBE_ARGUMENTS = 1 << 18 };
+enum { EX_PROBES = 33, EX_PROBE_ARGUMENTS = 1 << 18 };
 
 EX_FN ex_u64 ex_hash(int function, ex_u64 argument, int part) { /* 64 random bits */
   return ex_mix(ex_mix(((argument << 8) + (ex_u64)function) * 0x9E3779B97F4A7C15ull) + (ex_u64)part);
@@ -56,14 +56,16 @@ EX_FN ex_u64 ex_probe_result(int function, ex_u64 h, ex_u64 g, ex_u64 k, ex_u64 
   case 22: return ex_bits(ex_attention((int)(ex_u32)h, ex_abs(ex_some(g, -110, 60))));
   case 23: return ex_bits(ex_relu(ex_some(h, -60, 60)));
   case 24: return ex_bits(ex_gelu(g % 8 ? ex_some(h, -20, 5) : ex_some(h, -60, 54)));
-  case 25:
+  case 25: /* half of the tokens without a bias, half of them in the prompt, half of them never generated */
     return ex_dbits(ex_adjusted(ex_some(h, -10, 7), g & 1 ? ex_dsome(g, -10, 6) : 0, ex_dadd(0.5, ex_dmul(ex_double((ex_i64)(k >> 11)), 0x1p-53)),
-                                ex_dsome(l, -10, 1), ex_dsome(ex_mix(l), -10, 1), (int)(k & 1), (int)(k >> 1 & 7) - 3 > 0 ? (int)(k >> 1 & 7) - 3 : 0));
+                                ex_dsome(l, -10, 1), ex_dsome(ex_mix(l), -10, 1), (int)(k & 1), k & 2 ? (int)(k >> 2 & 7) : 0));
   case 26: return (ex_u64)ex_weight(ex_dsub(ex_dsome(h, -10, 3), 16.0), 0, ex_dadd(0.01, ex_dmul(ex_double((ex_i64)(g >> 11)), 0x1p-50)));
   case 27: return (ex_u64)ex_least(ex_dmul(ex_double((ex_i64)(h >> 11)), 0x1p-53));
   case 28: return (ex_u64)ex_target(h >> 11, (ex_i64)(g >> (1 + k % 40)));
   case 29: return (ex_u64)ex_nucleus(ex_dmul(ex_double((ex_i64)(h >> 11)), 0x1p-53), (ex_i64)(g >> (1 + k % 40)));
-  default: return ex_u53((ex_i64)(h >> 11), (ex_i64)(g >> 40)) ^ ex_dbits(ex_logprob((double)ex_some(k, -10, 7), 256.0, ex_log_total((1ll << 40) + (ex_i64)(l >> (1 + h % 22)))));
+  case 30: return ex_u53((ex_i64)(h >> 11), (ex_i64)(g >> 40));
+  case 31: return ex_dbits(ex_log_total((1ll << 40) + (ex_i64)(h >> (1 + g % 23))));
+  default: return ex_dbits(ex_logprob((double)ex_some(h, -10, 7), (double)ex_abs(ex_some(g, 7, 8)), ex_abs(ex_some(k, -10, 4))));
   }
 }
 /* What one argument of one function adds to the function's sum (mod 2^64). */

@@ -20,8 +20,8 @@ from model.checkpoint.files import Checkpoint
 from model.gpt import GPT
 from model.kv_cache import DecodeView, KVCache, PrefillView
 from model.params import SamplingParams
-from model.sampling import SamplerState, log_probabilities, sample
 from service.worker.runners.interface import DecodeSlot, PrefillChunk, SampledTokens
+from service.worker.runners.torch_sampling import SamplerState, log_probabilities, sample
 
 CHUNK = 64
 CPU_TILE, CUDA_TILE = 16, 64
