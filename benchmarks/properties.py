@@ -23,7 +23,7 @@ async def timed_get(port: int, path: str) -> float:
     """Seconds for one GET on a connection of its own."""
     began = time.perf_counter()
     reader, writer = await asyncio.open_connection(HOST, port)
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     status = await reader.readline()
     assert b" 200 " in status, status
     await reader.read()
@@ -52,7 +52,7 @@ async def rows_freed(port: int, times: int = 60) -> dict[str, object]:
         reader, writer = await asyncio.open_connection(HOST, port)
         body = json.dumps({"prompt": "", "max_new_tokens": 4096, "seed": number}).encode()
         writer.write(
-            b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+            b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
         )
         await reader.readuntil(b"data: ")
         writer.transport.abort()

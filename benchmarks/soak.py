@@ -83,7 +83,7 @@ async def post(port: int, path: str, body: dict[str, Any], headers: dict[str, st
     """One request on a connection of its own: (status, body). ``cut_after`` bytes of body the connection is reset: (0, what came)."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     data = json.dumps(body).encode()
-    fields = {"Host": "x", "Content-Type": "application/json", "Content-Length": str(len(data)), "Connection": "close", **headers}
+    fields = {"Host": "localhost", "Content-Type": "application/json", "Content-Length": str(len(data)), "Connection": "close", **headers}
     writer.write((f"POST {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items()) + "\r\n").encode() + data)
     try:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()

@@ -12,12 +12,13 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 
 from model.checkpoint.manifest import MANIFEST
 from service.app import create_app
 from service.http.server import Server
 from service.settings import Settings
+from service.settings_table import default_text, is_secret
 from service.state import Service
 from service.telemetry import logs
 
@@ -38,9 +39,9 @@ def parse_args(argv: Sequence[str] | None) -> Settings:
     """The settings. Ends the process with one line on what is wrong with them."""
     parser = Parser(prog="folio-serve", description=__doc__, allow_abbrev=False)
     for name, field in Settings.model_fields.items():
-        if SecretStr in getattr(field.annotation, "__args__", ()):
+        if is_secret(field):
             continue  # a key on a command line is there for everyone to read: variables and files only
-        text = f"{field.description} [FOLIO_{name.upper()}; default: {field.get_default(call_default_factory=True)}]".replace("%", "%%")
+        text = f"{field.description} [FOLIO_{name.upper()}; default: {default_text(field) or 'none'}]".replace("%", "%%")
         flag = "--" + name.replace("_", "-")
         if field.annotation is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
@@ -104,8 +105,13 @@ async def serve(settings: Settings, started: float) -> int:
     service: Service = app.state.service
     server = Server(app, settings)
     announcing = asyncio.create_task(announce(server, service, started))
-    with contextlib.suppress(TimeoutError):
+    try:
         await server.serve()
+    except TimeoutError:
+        pass
+    except OSError as error:
+        print(f"folio: {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr)
+        return 1
     announcing.cancel()
     if server.force_exit:
         return INTERRUPTED

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from service.api import admin, generate, openai, pages, probes
@@ -21,6 +23,7 @@ from service.errors import ApiError
 from service.http import auth, rate_limit, size_limits
 from service.http.access_log import AccessLog
 from service.http.linger import Linger
+from service.http.root_path import RootPath
 from service.settings import Settings
 from service.state import Service
 from service.telemetry.metrics import Metrics
@@ -47,10 +50,12 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         middleware=layers(service),
         exception_handlers={HTTPException: raise_refusal},
         lifespan=lifespan,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
     )
     app.state.service = service
     for module in (generate, openai, probes, admin, pages):
         app.router.routes.extend(module.router.routes)  # flat, where include_router nests: 405 and the tests look at every route
+    app.router.routes.extend(head_routes(app.router.routes))
     return app
 
 
@@ -62,11 +67,22 @@ def layers(service: Service) -> list[Middleware]:
         Middleware(Linger, service),
         *(cors if origins else []),
         Middleware(AccessLog, service),
+        Middleware(RootPath, service),
         Middleware(size_limits.HeaderLimit, service),
+        Middleware(auth.AllowedHosts, service),
         Middleware(auth.Auth, service),
         Middleware(rate_limit.KeyLimits, service),
         Middleware(size_limits.BodyLimit, service),
     ]
+
+
+def head_routes(routes: Sequence[BaseRoute]) -> Iterator[APIRoute]:
+    """HEAD wherever there is GET (RFC 9110 §9.1); the server sends no body for it."""
+    for route in routes:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            head = copy(route)
+            head.methods, head.include_in_schema = {"HEAD"}, False
+            yield head
 
 
 EXPOSED = ["X-Request-Id", "X-Seed", "X-Checkpoint", "X-Fingerprint", "Retry-After"]

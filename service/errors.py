@@ -31,6 +31,7 @@ STATUS = {
     "checkpoint_gone": 410,
     "body_too_large": 413,
     "unsupported_media_type": 415,
+    "misdirected_request": 421,
     "invalid_request": 422,
     "unknown_field": 422,
     "unknown_characters": 422,

@@ -15,7 +15,7 @@ class RequestState:
     started: float
     """``time.monotonic()`` when its headers had arrived."""
     key: str | None = None
-    """The first digits of the hash of the key that it came with."""
+    """The name of the key that it came with; None where none is asked for."""
     code: str | None = None
     """The code of the error that it ended with."""
     fields: dict[str, Any] = field(default_factory=dict)

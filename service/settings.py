@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import tempfile
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import model
@@ -19,13 +22,30 @@ PRETRAINED = Path(model.__file__).parent / "pretrained"
 
 
 def cache_directory() -> Path:
-    """``$XDG_CACHE_HOME/folio``, by default ``~/.cache/folio``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "folio"
+    """$XDG_CACHE_HOME/folio, else ~/.cache/folio, or for a user without a home folio-UID among the temporary files."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "folio"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"folio-{os.getuid()}"
 
 
 def has_opentelemetry() -> bool:
     """Whether the extra for traces is installed; asked without importing it."""
     return find_spec("opentelemetry") is not None and find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+
+
+REMOVED = {
+    "require_signature": "FOLIO_TRUSTED_KEYS, which alone asks for signatures now",
+    "max_headers": "FOLIO_MAX_HEADER_BYTES, which bounds them all",
+    "header_timeout_s": "FOLIO_REQUEST_TIMEOUT_S",
+    "body_timeout_s": "FOLIO_REQUEST_TIMEOUT_S",
+}
+"""Settings of earlier versions, and what does their work now. Ignoring one silently could open what it closed."""
+LISTS = ("allowed_hosts", "cors_origins", "trusted_keys")
+ADMIN = "admin"
+"""What logs and metrics call the admin key."""
+KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+ROOT_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)+/?")
 
 
 class Settings(BaseSettings):
@@ -36,8 +56,9 @@ class Settings(BaseSettings):
     checkpoint: Path = Field(PRETRAINED, description="directory of the checkpoint to serve")
     checkpoints: Path | None = Field(None, description="directory of checkpoints that an admin may promote, by id")
     watch: Path | None = Field(None, description="a training run's best/: each better checkpoint there is promoted by itself")
-    require_signature: bool = Field(False, description="serve only checkpoints that a trusted key has signed (folio-train sign)")
-    trusted_keys: Annotated[tuple[str, ...] | None, NoDecode] = Field(None, description="public keys for that, separated by commas")
+    trusted_keys: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        None, description="public keys, separated by commas: only checkpoints that one of them has signed are served (folio-train sign)"
+    )
     host: str = Field("127.0.0.1", description="address to listen on; without keys only a loopback address")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
 
@@ -54,12 +75,21 @@ class Settings(BaseSettings):
     stream_buffer_tokens: int = Field(1024, ge=16, description="tokens kept for a slow reader before its text is suspended")
     max_new_tokens: int = Field(4096, ge=1, le=2**31 - 1, description="most tokens that one request may ask for")
 
-    api_keys: SecretStr | None = Field(None, description="keys that clients must present, separated by commas")
+    root_path: str = Field("", description="path under which a proxy shows the service, such as /folio")
+    allowed_hosts: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        None,
+        description="names, separated by commas, by which a server without keys may be asked beside localhost; if not set, any "
+        "name unless it listens on loopback only",
+    )
+
+    api_keys: SecretStr | None = Field(
+        None, description="keys that clients must present, separated by commas, each as KEY or NAME:KEY; logs and metrics say the name"
+    )
     api_keys_file: Path | None = Field(None, description="file of such keys, one a line")
     admin_key: SecretStr | None = Field(None, description="key of the /admin routes; without one they are closed")
     admin_key_file: Path | None = Field(None, description="file that holds the admin key")
     allow_anonymous: bool = Field(False, description="serve without keys on an address that others can reach")
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field((), description="web origins that may call, separated by commas")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field((), description="web origins whose pages may call, separated by commas")
 
     rate_limit: float | None = Field(None, gt=0, description="requests a second that each key may start; no limit if not set")
     rate_burst: int = Field(10, ge=1, description="requests that a key may start at once under the rate limit")
@@ -81,11 +111,19 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def split_lists(cls, data: object) -> object:
-        """``cors_origins`` and ``trusted_keys`` come as text with commas from a variable or a flag."""
+        """Lists come as text with commas from a variable or a flag."""
         if not isinstance(data, dict):
             return data
-        lists = {name: data[name] for name in ("cors_origins", "trusted_keys") if isinstance(data.get(name), str)}
+        lists = {name: data[name] for name in LISTS if isinstance(data.get(name), str)}
         return {**data, **{name: tuple(part for part in map(str.strip, text.split(",")) if part) for name, text in lists.items()}}
+
+    @field_validator("root_path")
+    @classmethod
+    def check_root_path(cls, path: str) -> str:
+        """A path begins with a slash and ends without."""
+        if path and not ROOT_PATH.fullmatch(path):
+            raise ValueError(f"{path} is no path such as /folio")
+        return path.rstrip("/")
 
     @model_validator(mode="after")
     def check_exposure(self) -> Self:
@@ -95,28 +133,30 @@ class Settings(BaseSettings):
                 f"without keys the service listens on loopback only, not on {self.host}: set FOLIO_API_KEYS or FOLIO_API_KEYS_FILE, "
                 "or allow anyone with --allow-anonymous (FOLIO_ALLOW_ANONYMOUS=1)"
             )
+        for name, successor in REMOVED.items():
+            if os.environ.get(f"FOLIO_{name.upper()}"):
+                raise ValueError(f"FOLIO_{name.upper()} is no setting any more: unset it and use {successor}")
         if (workers := os.environ.get("WEB_CONCURRENCY", "1")) not in ("", "0", "1"):
             raise ValueError(f"WEB_CONCURRENCY={workers}: one process serves all, since each would load an engine of its own; unset it")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together")
-        if self.require_signature and not self.trusted_keys:
-            raise ValueError("require_signature needs FOLIO_TRUSTED_KEYS, the public keys to trust (folio-train sign prints one)")
+        if self.trusted_keys == ():
+            raise ValueError("trusted_keys is set and holds no key")
         if self.otel_endpoint and not has_opentelemetry():
             raise ValueError("otel_endpoint needs OpenTelemetry: pip install 'folio[otel]'")
         self.admin_secret()
         return self
 
-    def client_keys(self) -> tuple[str, ...]:
-        """The clients' keys. Raises ValueError for a file that cannot be read or is empty: a mistake must not open the door."""
+    def client_keys(self) -> dict[str, str]:
+        """The clients' keys by their names. Raises ValueError for a source without one: a mistake must not open the door."""
         keys = split_keys(self.api_keys.get_secret_value()) if self.api_keys else ()
         if self.api_keys and not keys:
             raise ValueError("api_keys is set and holds no key")
-        return keys + (read_keys(self.api_keys_file) if self.api_keys_file else ())
+        return named_keys(keys + (read_keys(self.api_keys_file) if self.api_keys_file else ()))
 
     def engine_options(self) -> EngineOptions:
         """The engine's share, in its own type: the engine knows no environment."""
-        options = {field.name: getattr(self, field.name) for field in fields(EngineOptions)}
-        return EngineOptions(**{**options, "trusted_keys": self.trusted_keys if self.require_signature else None})
+        return EngineOptions(**{field.name: getattr(self, field.name) for field in fields(EngineOptions)})
 
     def admin_secret(self) -> str | None:
         """The admin key, if there is one."""
@@ -128,6 +168,24 @@ class Settings(BaseSettings):
 def split_keys(text: str) -> tuple[str, ...]:
     """Keys separated by commas or new lines."""
     return tuple(key for key in map(str.strip, text.replace("\n", ",").split(",")) if key)
+
+
+def named_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Keys, written as KEY or NAME:KEY, by their names; one without is called after its place. Raises ValueError, which tells no key.
+
+    >>> named_keys(["alice:s3cret", "0th3r"])
+    {'alice': 's3cret', 'key-2': '0th3r'}
+    """
+    named: dict[str, str] = {}
+    for place, text in enumerate(keys, start=1):
+        name, _, key = text.rpartition(":")
+        name = name or f"key-{place}"
+        if not (KEY_NAME.fullmatch(name) and key):
+            raise ValueError(f"key {place} must be KEY or NAME:KEY, the name of letters, digits, dots, dashes and underscores")
+        if name in named or name == ADMIN:
+            raise ValueError(f"two keys are called {name}")
+        named[name] = key
+    return named
 
 
 def read_keys(path: Path) -> tuple[str, ...]:

@@ -110,5 +110,5 @@ def sign(arguments: Sequence[str]) -> int:
         raise TrainingError(str(error)) from None
     checkpoint = read_checkpoint(options.checkpoint)
     sign_manifest(checkpoint.path, (checkpoint.path / MANIFEST).read_bytes(), key)
-    print(f"signed {checkpoint.id}\nServe it with: FOLIO_REQUIRE_SIGNATURE=1 FOLIO_TRUSTED_KEYS={public_key_text(key)}")
+    print(f"signed {checkpoint.id}\nServe it with: FOLIO_TRUSTED_KEYS={public_key_text(key)}")
     return 0

@@ -15,6 +15,7 @@ from service.state import service_of
 
 router = APIRouter()
 PLAYGROUND = Path(__file__).parent.parent / "playground"
+PLAYGROUND_SUFFIXES = (".html", ".css", ".js", ".svg", ".woff2", ".txt")
 PLAYGROUND_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; connect-src 'self'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
@@ -22,23 +23,24 @@ PLAYGROUND_POLICY = (
 DOCS_POLICY = f"default-src 'none'; style-src '{STYLE_HASH}'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 
 
+PLAYGROUND_FILES = frozenset(path.name for path in PLAYGROUND.iterdir() if path.suffix in PLAYGROUND_SUFFIXES)
+"""Names that may be asked for: what a client sends never becomes a path."""
+
+
 def playground_file(name: str) -> Response:
     """A static file of the playground. Raises ApiError."""
-    path = PLAYGROUND / name
-    if path.parent != PLAYGROUND or name.startswith((".", "_")) or name.endswith(".py") or not path.is_file():
+    if name not in PLAYGROUND_FILES:
         raise ApiError("not_found", "there is no such file")
-    return FileResponse(path, headers={"Content-Security-Policy": PLAYGROUND_POLICY, "Cache-Control": "no-cache"})
+    return FileResponse(PLAYGROUND / name, headers={"Content-Security-Policy": PLAYGROUND_POLICY, "Cache-Control": "no-cache"})
 
 
 @router.get("/", **document_page("text/html", "the playground"))
-@router.head("/", include_in_schema=False)
 async def index() -> Response:
     """The playground: a page to try the model on."""
     return playground_file("index.html")
 
 
 @router.get("/playground/{name}", include_in_schema=False)
-@router.head("/playground/{name}", include_in_schema=False)
 async def playground(name: str) -> Response:
     """The files that the page is made of."""
     return playground_file(name)

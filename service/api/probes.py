@@ -22,32 +22,37 @@ NO_STORE = {"Cache-Control": "no-store"}
 
 
 @router.get("/healthz", **HEALTHZ)
-@router.head("/healthz", include_in_schema=False)
 async def healthz(request: Request) -> Response:
     """Whether the process should live: 503 only once the engine has been given up."""
     service = service_of(request)
-    status = service.engine.status
-    if status.state == "failed":
-        return unavailable(request, "engine_failed", status.message or "the engine has failed")
-    return JSONResponse({"status": "stopping" if service.draining else status.state}, headers=NO_STORE)
+    state = service.engine.status.state
+    if state == "failed":
+        return unavailable(request, "engine_failed")
+    return JSONResponse({"status": "stopping" if service.draining else state}, headers=NO_STORE)
 
 
 @router.get("/readyz", **READYZ)
-@router.head("/readyz", include_in_schema=False)
 async def readyz(request: Request) -> Response:
     """Whether new requests should come here."""
     service = service_of(request)
-    reason = service.not_ready
-    if reason:
-        code = "loading" if reason == "engine_stalled" else reason
-        message = "the engine was not heard of for a while" if reason == "engine_stalled" else service.engine.status.message or reason
-        return unavailable(request, code, message)
+    if reason := service.not_ready:
+        return unavailable(request, reason)
     return JSONResponse({"status": "ready"}, headers=NO_STORE)
 
 
-def unavailable(request: Request, code: str, message: str) -> Response:
+REASONS = {
+    "loading": "the model is being loaded",
+    "shutting_down": "the server is shutting down",
+    "engine_failed": "the engine has been given up; the log and /info say why",
+    "engine_stalled": "the engine was not heard from for a while",
+}
+"""Probes need no key, so they say no more than this: the engine's own words may name paths."""
+
+
+def unavailable(request: Request, reason: str) -> Response:
     """503 of a probe; not a refused request, so it counts for no metric."""
-    error = {"code": code, "message": message, "param": None, "request_id": request_state(request.scope).request_id}
+    code = "loading" if reason == "engine_stalled" else reason
+    error = {"code": code, "message": REASONS[reason], "param": None, "request_id": request_state(request.scope).request_id}
     return JSONResponse({"error": error}, 503, NO_STORE | {"Retry-After": "1"})
 
 

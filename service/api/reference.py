@@ -36,7 +36,7 @@ def render(document: dict[str, Any]) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}: reference</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,"><style>{STYLE}</style></head>'
         f"<body><header><h1>{title} {escape(document['info']['version'])}</h1><p>{escape(document['info']['description'])}</p>"
-        f'<p>For machines: <a href="/openapi.json">openapi.json</a>.</p></header>'
+        f'<p>For machines: <a href="openapi.json">openapi.json</a>.</p></header>'
         f"<nav><ul>{links}</ul></nav><main>{sections}</main></body></html>"
     )
 

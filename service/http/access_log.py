@@ -1,6 +1,6 @@
 """The outermost layer of ours: gives a request its id, turns every exception into an answer, and writes one line when all is sent.
 
-    Linger → CORS → AccessLog → HeaderLimit → Auth → KeyLimits → BodyLimit → routes
+    Linger → CORS → AccessLog → RootPath → HeaderLimit → AllowedHosts → Auth → KeyLimits → BodyLimit → routes
 
 Each layer is a small pure ASGI class: Starlette's ``BaseHTTPMiddleware`` defeats back-pressure. What a layer refuses, it raises.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from types import FrameType
 
 import uvicorn
@@ -16,6 +17,7 @@ from service.state import Service
 FLUSH_S = 5
 """Time for the last bytes of ended streams to be taken."""
 FORCED_CLOSE_S = 1.0
+BACKLOG = 2048
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -25,6 +27,7 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         app,
         host=settings.host.strip("[]"),
         port=settings.port,
+        backlog=BACKLOG,
         http=make_protocol(settings, lambda code: service.metrics.refused.labels(code).inc()),
         ws="none",
         loop="uvloop",
@@ -41,6 +44,13 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
+def listening_sockets(settings: Settings) -> list[socket.socket] | None:
+    """A socket for ``::`` that takes IPv4 too, where asyncio's own would take IPv6 alone; None for any other address. Raises OSError."""
+    if settings.host.strip("[]") != "::" or not socket.has_dualstack_ipv6():
+        return None
+    return [socket.create_server(("::", settings.port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)]
+
+
 class Server(uvicorn.Server):
     """SIGTERM or SIGINT: not ready at once, new requests get 503, running ones have their grace. A second SIGINT ends at once."""
 
@@ -48,6 +58,10 @@ class Server(uvicorn.Server):
         super().__init__(server_config(app, settings))
         self.service: Service = app.state.service
         self.settings = settings
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """From start to end. Raises OSError when the address cannot be listened on, TimeoutError when the end was forced."""
+        await super().serve(sockets or listening_sockets(self.settings))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal. uvicorn would raise it again at the end, so that a graceful end would look like a death."""

@@ -18,7 +18,8 @@ from service.errors import ClientGoneError
 
 T = TypeVar("T")
 
-KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE = b": keep-alive\n"
+"""One line: many clients take the empty line of ``\\n\\n`` for the end of an event, and find it without data."""
 STREAM_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
 
 

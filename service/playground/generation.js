@@ -97,7 +97,7 @@ export class Generation {
     const headers = { ...this.headers, "Content-Type": "application/json", Accept: "text/event-stream" };
     if (this.lastEventId !== null) headers["Last-Event-ID"] = this.lastEventId;
     const request = { method: "POST", headers, body: JSON.stringify(this.body), signal: this.connection.signal, cache: "no-store" };
-    const response = await fetch("/generate", request);
+    const response = await fetch("generate", request);
     if (!response.ok) throw await RequestError.from(response);
     return response;
   }

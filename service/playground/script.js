@@ -41,7 +41,7 @@ async function get(path) {
 /** Ask until the model is there. */
 async function meetModel() {
   try {
-    const info = await get("/info");
+    const info = await get("info");
     $("key-form").hidden = true;
     if (!info.model) return again(info.engine.message || "the model is being loaded");
     showModel(info);
@@ -76,7 +76,7 @@ function showModel(info) {
 }
 
 async function listCheckpoints() {
-  const { data } = await get("/v1/models");
+  const { data } = await get("v1/models");
   const chosen = $("checkpoint").value;
   const options = data.map(({ id }) => new Option(id.slice(0, 19) + "…", id));
   $("checkpoint").replaceChildren(new Option("the current one", "", true), ...options);

@@ -155,7 +155,7 @@ def test_a_reader_that_takes_nothing_is_suspended_and_one_that_leaves_is_cancell
     async def work() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", cluster.port, limit=4096)
         body = json.dumps({"prompt": "abc", "max_new_tokens": 47_000, "logprobs": True, "top_logprobs": 10, "seed": 1})
-        head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write((head + body).encode())
         assert b"200" in await reader.readline()
         await asyncio.sleep(STALL_S)

@@ -60,7 +60,7 @@ class Exchange:
 
     def __init__(self, server: Server, body: dict[str, Any], path: str = "/generate", headers: dict[str, str] | None = None) -> None:
         self.server, self.path = server, path
-        self.fields = {"Host": "x", "Content-Type": "application/json", "Connection": "close", **(headers or {})}
+        self.fields = {"Host": "localhost", "Content-Type": "application/json", "Connection": "close", **(headers or {})}
         self.data = json.dumps(body).encode()
         self.status = 0
         self.headers: dict[str, str] = {}
@@ -177,7 +177,7 @@ async def probe(server: Server, path: str) -> int:
     """The status of a GET, on a connection of its own."""
     reader, writer = await asyncio.open_connection(server.host, server.port)
     try:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         async with asyncio.timeout(LIMIT_S):
             return int((await reader.readline()).split()[1])
     finally:

@@ -116,6 +116,7 @@ class FakeEngine:
     fail_at: int | None = None
     failure: Exception = field(default_factory=lambda: EngineError("broken on purpose"))
     state: str = "running"
+    message: str = ""
     heartbeat_age_s: float = 0.1
     step_age_s: float = 0.0
     loaded: tuple[ServedCheckpoint, ...] = field(default_factory=lambda: (fake_checkpoint(),))
@@ -132,7 +133,7 @@ class FakeEngine:
     @property
     def status(self) -> EngineStatus:
         ages = (self.heartbeat_age_s, self.step_age_s)
-        return EngineStatus(self.state, *ages, len(self.streams), 0, 8, self.generated, 0, "")  # type: ignore[arg-type]
+        return EngineStatus(self.state, *ages, len(self.streams), 0, 8, self.generated, 0, self.message)  # type: ignore[arg-type]
 
     def submit(self, request: GenerationRequest) -> FakeStream:
         if self.state == "stopping":

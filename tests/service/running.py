@@ -122,5 +122,7 @@ def read_answer(sock: socket.socket, data: bytes = b"") -> Answer:
 def request(body: object, path: str = "/generate", version: str = "1.1", extra: str = "", method: str = "POST") -> bytes:
     """A request's bytes."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    head = f"{method} {path} HTTP/{version}\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n{extra}\r\n"
+    head = (
+        f"{method} {path} HTTP/{version}\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n{extra}\r\n"
+    )
     return head.encode("latin-1") + data

@@ -82,7 +82,7 @@ TYPES: dict[str, tuple[str, tuple[int, str]]] = {
 def test_content_type(shared: Running, name: str, path: str) -> None:
     header, expected = TYPES[name]
     body = gzip.compress(b'{"prompt": "R"}') if name == "gzip" else b'{"prompt": "R"}'
-    data = f"POST {path} HTTP/1.1\r\nHost: x\r\n{header}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    data = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{header}Content-Length: {len(body)}\r\n\r\n".encode() + body
     if expected == OK:
         data = data.replace(b'"}', b'", "stream": false}').replace(b"Content-Length: 15", b"Content-Length: 32")
     assert outcome(shared, data)[0] == expected
@@ -111,7 +111,7 @@ FRAMING: dict[str, tuple[str, tuple[int, str]]] = {
 @pytest.mark.parametrize("name", FRAMING)
 def test_framing(shared: Running, name: str, path: str) -> None:
     rest, expected = FRAMING[name]
-    data = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{rest}".encode()
+    data = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{rest}".encode()
     if name == "expects 100":
         with shared.connect() as sock:
             sock.sendall(data)
@@ -296,7 +296,7 @@ def test_combinations_of_one_route(shared: Running) -> None:
 HEADERS: dict[str, tuple[str, int]] = {
     "accept an image": ("Accept: image/png", 200),
     "host garbage": ("Host: \x7f", 400),
-    "host twice": ("Host: x", 400),
+    "host twice": ("Host: localhost", 400),
     "origin null": ("Origin: null", 200),
     "request id with a path": ("X-Request-Id: ../../etc", 200),
     "request id with escapes": ("X-Request-Id: \x1b[31mred", 400),

@@ -321,7 +321,7 @@ def test_silent_streams_get_comments_also_while_queued(serve: Serve) -> None:
     server = serve(FakeEngine(hold=hold), keep_alive_s=0.05)
     with server.http.stream("POST", "/generate", json=BODY) as answer:
         chunks = answer.iter_raw()
-        assert next(chunks) == next(chunks) == b": keep-alive\n\n"
+        assert next(chunks) == next(chunks) == b": keep-alive\n"
         server.call(hold.set)
         text = b"".join(chunks).decode()
     assert joined(events(text)) == events(text)[-1]["data"]["text"]

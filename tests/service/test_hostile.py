@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fastapi.routing import APIRoute
 
 from tests.service.fakes import FakeEngine
 from tests.service.running import Running, read_answer, request
@@ -17,7 +18,7 @@ from tests.support.wait import wait_for
 
 Serve = Callable[..., Running]
 SHORT: dict[str, Any] = {"prompt": "R", "max_new_tokens": 10, "seed": 1}
-GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def ended(sock: socket.socket) -> bool:
@@ -43,7 +44,7 @@ def test_a_body_that_is_too_large_is_refused_and_the_client_reads_why(shared: Ru
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/healthz", "/nope"])
 def test_chunks_without_end_are_refused(shared: Running, path: str) -> None:
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     with shared.connect() as sock:
         sock.sendall(head.encode())
         chunk = b"10000\r\n" + b"a" * 65536 + b"\r\n"
@@ -65,7 +66,7 @@ def test_who_asks_first_is_refused_without_sending(serve: Serve) -> None:
     server = serve(api_keys="k")
     start = time.monotonic()
     for authorization, status in (("", 401), ("Authorization: Bearer k\r\n", 413)):
-        head = f"POST /generate HTTP/1.1\r\nHost: x\r\n{authorization}Expect: 100-continue\r\nContent-Length: 9000000\r\n\r\n"
+        head = f"POST /generate HTTP/1.1\r\nHost: localhost\r\n{authorization}Expect: 100-continue\r\nContent-Length: 9000000\r\n\r\n"
         with server.connect() as sock:
             sock.sendall(head.encode())
             assert read_answer(sock).status == status
@@ -92,7 +93,7 @@ def test_headers_too_large(shared: Running, extra: str) -> None:
     """LESSONS 46: one giant header exhausted memory."""
     answer = shared.raw(request(SHORT, extra=extra))
     assert (answer.status, answer.code) == (431, "headers_too_large")
-    long_path = shared.raw(b"GET /" + b"a" * 50_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    long_path = shared.raw(b"GET /" + b"a" * 50_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert long_path.status == 431
 
 
@@ -196,15 +197,27 @@ def test_http_1_0_gets_no_chunks(shared: Running, stream: bool) -> None:
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/models", "/info"])
 def test_other_methods_are_405_and_name_the_right_one(shared: Running, method: str, path: str) -> None:
     answer = shared.http.request(method, path)
+    if method == "HEAD" and path in ("/v1/models", "/info"):
+        assert answer.status_code == 200
+        return
     assert answer.status_code == 405
-    assert answer.headers["allow"] in ("GET", "POST")
+    assert answer.headers["allow"] in ("GET, HEAD", "POST")
     if method != "HEAD":
         assert answer.json()["error"]["code"] == "method_not_allowed"
 
 
-def test_head_of_a_probe(shared: Running) -> None:
-    assert shared.http.head("/healthz").status_code == 200
-    assert shared.http.delete("/healthz").headers["allow"] == "GET, HEAD"
+def test_head_is_get_without_a_body(shared: Running) -> None:
+    """RFC 9110 §9.1: it was 405 on all but the probes."""
+    paths = [r.path for r in shared.app.routes if isinstance(r, APIRoute) and "GET" in (r.methods or ()) and "{" not in r.path]
+    assert {"/", "/info", "/metrics", "/docs", "/openapi.json", "/v1/models", "/healthz"} <= set(paths)
+    for path in paths:
+        get, head = (shared.http.request(method, path, headers={"Connection": "close"}) for method in ("GET", "HEAD"))
+        assert (head.status_code, head.content) == (get.status_code, b"")
+        assert head.headers["content-type"] == get.headers["content-type"]
+        with shared.connect() as sock:
+            sock.sendall(GET.replace(b"GET /healthz", f"HEAD {path}".encode()) + request({}, "/nope", extra="Connection: close\r\n"))
+            data = b"".join(iter(lambda: sock.recv(65536), b""))
+        assert data.partition(b"\r\n\r\n")[2].startswith(b"HTTP/1.1 404"), "no byte of a body before the next answer"
 
 
 @pytest.mark.parametrize(

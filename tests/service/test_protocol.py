@@ -14,8 +14,8 @@ from tests.support.wait import wait_for
 
 Serve = Callable[..., Running]
 SHORT = {"prompt": "R", "max_new_tokens": 10, "seed": 1}
-GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-CHUNKED = b"Host: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+CHUNKED = b"Host: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
 FLOOD = b"a" * 65536
 ENOUGH = 64 << 20
 
@@ -61,7 +61,7 @@ def test_a_head_behind_a_running_answer_is_bounded_too(serve: Serve) -> None:
     [
         b"\r\n" * 32768,
         b"GET /healthz?" + FLOOD,
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"X: a\r\n" * 10_000,
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + b"X: a\r\n" * 10_000,
         b"POST /generate HTTP/1.1\r\n" + CHUNKED + b"\r\n1;" + FLOOD,
         b"POST /generate HTTP/1.1\r\n" + CHUNKED + b"\r\n" + b"1;extension=of-twenty\r\na\r\n" * 10_000,
     ],
@@ -101,22 +101,22 @@ def test_trailers_are_dropped(shared: Running) -> None:
     "head",
     [
         b"GET /healthz HTTP/1.1\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nHost: x\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n",
         b"GET /healthz HTTP/1.1\r\nHost: a b\r\n",
         b"GET /healthz HTTP/1.1\r\nHost: a/b\r\n",
         b"GET /healthz HTTP/1.1\r\nHost: user@x\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x:port\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost:port\r\n",
         b"GET /healthz HTTP/1.1\r\nHost: [::1\r\n",
         b"GET /healthz HTTP/1.1\r\nHost: \xe9\r\n",
-        b"GET /healthz HTTP/1.0\r\nHost: x\r\nHost: y\r\n",
-        b"GET /healthz HTTP/2.0\r\nHost: x\r\n",
-        b"GET /healthz HTTP/0.9\r\nHost: x\r\n",
+        b"GET /healthz HTTP/1.0\r\nHost: localhost\r\nHost: y\r\n",
+        b"GET /healthz HTTP/2.0\r\nHost: localhost\r\n",
+        b"GET /healthz HTTP/0.9\r\nHost: localhost\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nTE: gzip, chunked\r\n",
-        b"GET /healthz HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n",
-        b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nTE: gzip, chunked\r\n",
+        b"GET /healthz HTTP/1.0\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n",
+        b"CONNECT x:80 HTTP/1.1\r\nHost: localhost:80\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n",
     ],
 )
 def test_a_head_that_is_not_http_1_1_is_refused(shared: Running, head: bytes) -> None:
@@ -128,7 +128,8 @@ def test_a_head_that_is_not_http_1_1_is_refused(shared: Running, head: bytes) ->
 
 @pytest.mark.parametrize("host", ["x", "localhost:8000", "[::1]:8000", "127.0.0.1", "a.b-c_d.example:", "", "a%2Db"])
 def test_every_valid_host_is_taken(shared: Running, host: str) -> None:
-    assert shared.raw(f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()).status == 200
+    """Whether it is one of the server's is another question: 421."""
+    assert shared.raw(f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()).status in (200, 421)
 
 
 def test_http_1_0_needs_no_host(shared: Running) -> None:
@@ -164,7 +165,7 @@ def test_an_upgrade_without_a_body_or_in_chunks(shared: Running) -> None:
 
 def test_offers_without_end_are_bounded(shared: Running) -> None:
     """Each begins a new parser; what they have in common is the connection's limit for each head."""
-    offer = b"GET /nope HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n"
+    offer = b"GET /nope HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: h2c\r\n"
     answer = shared.raw(offer + b"X: " + FLOOD)
     assert (answer.status, answer.code) == (431, "headers_too_large")
 
