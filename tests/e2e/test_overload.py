@@ -13,21 +13,14 @@ ROWS, QUEUE = 16, 16
 
 
 def test_a_burst_of_ten_times_the_capacity(start: Start) -> None:
-    """LESSONS 18, 29: queues without bounds, and refusals that look like empty successes.
-
-    The figure to reach for a 429 is 20 ms; here 320 clients come at once, in one thread of one busy machine.
-    """
+    """LESSONS 18, 29: queues without bounds, and refusals that look like empty successes. How soon, benchmarks/properties.py measures."""
     server = start("--max-queue", str(QUEUE))
 
-    async def one(number: int) -> tuple[int, float]:
-        loop = asyncio.get_running_loop()
+    async def one(number: int) -> int:
         path = ("/generate", "/v1/completions")[number % 3 == 2]
         length = "max_new_tokens" if path == "/generate" else "max_tokens"
         body: dict[str, Any] = {"prompt": "abc", length: 2000, "seed": number % 10, "stream": number % 2 == 0}
-        exchange = Exchange(server, body, path)
-        began = loop.time()
-        async with exchange:
-            seconds = loop.time() - began
+        async with Exchange(server, body, path) as exchange:
             if exchange.status == 429:
                 assert (await exchange.json())["error"]["code"] == "queue_full"
                 assert 1 <= int(exchange.headers["retry-after"]) <= 60
@@ -41,19 +34,16 @@ def test_a_burst_of_ten_times_the_capacity(start: Start) -> None:
             else:
                 reply = await exchange.json()
                 assert (reply["text"] if path == "/generate" else reply["choices"][0]["text"]) == golden[number % 10]
-        return exchange.status, seconds
+        return exchange.status
 
     golden: list[str] = []
 
     async def body() -> None:
         for seed in range(10):
             golden.append(await text_of(server, {"prompt": "abc", "max_new_tokens": 2000, "seed": seed}))
-        results = await asyncio.gather(*(one(number) for number in range(10 * (ROWS + QUEUE))))
-        statuses = [status for status, _ in results]
+        statuses = await asyncio.gather(*(one(number) for number in range(10 * (ROWS + QUEUE))))
         assert set(statuses) == {200, 429}
         assert statuses.count(200) >= ROWS + QUEUE
-        refused = sorted(seconds for status, seconds in results if status == 429)
-        assert refused[len(refused) // 2] < 1.0
         assert server.metrics()['folio_request_refused_total{code="queue_full"}'] == statuses.count(429)
         await until(lambda: server.busy == 0)
         assert await text_of(server, {"prompt": "abc", "max_new_tokens": 2000, "seed": 0}) == golden[0]

@@ -17,7 +17,7 @@ from service.app import create_app
 from service.http.server import Server
 from service.settings import Settings
 from tests.service.fakes import FakeEngine
-from tests.support.wait import wait_for
+from tests.support.wait import LIMIT_S, wait_for
 
 JSON = {"Content-Type": "application/json"}
 
@@ -36,7 +36,7 @@ class Running:
         wait_for(lambda: self.server.started)
         self.host, self.port = "127.0.0.1", self.server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://{self.host}:{self.port}"
-        self.http = httpx.Client(base_url=self.url, timeout=10, trust_env=False)
+        self.http = httpx.Client(base_url=self.url, timeout=LIMIT_S, trust_env=False)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
@@ -45,7 +45,7 @@ class Running:
     def stop(self) -> None:
         self.http.close()
         self.server.should_exit = True
-        self.thread.join(10)
+        self.thread.join(LIMIT_S)
         assert not self.thread.is_alive()
         assert self.engine.closed
 
@@ -56,7 +56,7 @@ class Running:
     def tasks(self) -> int:
         """How many tasks the server's loop has."""
         count = asyncio.run_coroutine_threadsafe(count_tasks(), self.loop)
-        return count.result(5)
+        return count.result(LIMIT_S)
 
     def post(self, path: str = "/generate", headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
         return self.http.post(path, json=body, headers=headers)
@@ -68,7 +68,7 @@ class Running:
 
     def connect(self, receive_buffer: int | None = None) -> socket.socket:
         sock = socket.socket()
-        sock.settimeout(5)
+        sock.settimeout(LIMIT_S)
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.connect((self.host, self.port))

@@ -338,10 +338,10 @@ def test_logprobs_beyond_one_answers_size_are_refused(serve: Serve) -> None:
 
 def test_an_event_loop_that_streams_still_answers_probes(serve: Serve) -> None:
     """LESSONS 36, 37: a probe timed out while the server was busy."""
-    server = serve(FakeEngine(delay=0.001, burst=2))
+    server = serve(FakeEngine(delay=0.001, burst=2), max_new_tokens=100_000)
     with (
         httpx.Client(base_url=server.url, trust_env=False) as busy,
-        busy.stream("POST", "/generate", json={**BODY, "max_new_tokens": 4000}),
+        busy.stream("POST", "/generate", json={**BODY, "max_new_tokens": 100_000}),
     ):
-        times = sorted(server.http.get("/healthz").elapsed.total_seconds() for _ in range(20))
-    assert times[10] < 0.05, "the middle one: this machine may be busy too, where 0.02 is the figure to reach for nearly all"
+        assert {server.http.get("/healthz").status_code for _ in range(20)} == {200}
+        assert server.engine.streams, "they were answered after the stream, not beside it"

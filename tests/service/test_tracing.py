@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -107,13 +106,13 @@ def test_the_extra_is_asked_for_in_one_line(monkeypatch: pytest.MonkeyPatch, cap
 def test_a_collector_that_hangs_does_not_hold_the_end_up(serve: Serve, exporter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "FLUSH_S", 0.1)
     hangs = threading.Event()
-    monkeypatch.setattr(exporter, "export", lambda spans: hangs.wait(20))
+    monkeypatch.setattr(exporter, "export", lambda spans: hangs.wait())
     server = serve(otel_endpoint="http://collector:4318")
     server.http.get("/info")
-    began = time.monotonic()
-    server.stop()
-    assert time.monotonic() - began < 5
-    hangs.set()
+    try:
+        server.stop()  # would never return
+    finally:
+        hangs.set()
 
 
 def test_nothing_is_imported_otherwise() -> None:

@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.support.wait import wait_for
 from training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent.parent
@@ -99,13 +99,16 @@ class Run:
     def wait_until(self, condition: Callable[[], bool]) -> bool:
         """Whether ``condition`` came true before the process ended."""
         assert self.process
-        deadline = time.monotonic() + TIMEOUT
-        while not condition():
-            if self.process.poll() is not None:
-                return False
-            assert time.monotonic() < deadline, "nothing happened for minutes"
-            time.sleep(0.0005)
-        return True
+        process = self.process
+        held = False
+
+        def is_over() -> bool:
+            nonlocal held
+            held = condition()
+            return held or process.poll() is not None
+
+        wait_for(is_over, limit_s=TIMEOUT, pause_s=0.0005)
+        return held
 
     def send(self, number: int) -> int:
         """Send a signal and wait for the end; the exit status."""
