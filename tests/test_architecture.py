@@ -1,15 +1,39 @@
-"""Who may import whom (docs/architecture.md). Imports for type checkers alone do not count."""
+"""Who may import whom, and how large a file may grow (docs/architecture.md)."""
 
 import ast
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("model", "training", "service")
+MAX_LINES = 250
+MAX_FILES = 10
+"""Beside ``__init__``, in a package of the service."""
+
+ONE_NAME_IN_SEVERAL_PACKAGES = {
+    "__main__": "what `python -m` runs",
+    "config": "of the model, and of a training run",
+    "errors": "what a client is told, and what the engine says",
+    "generate": "the sampler of the textbook, and the route",
+    "interface": "what the API calls, and what the worker steps",
+    "sampling": "drawing a token, and drawing a run's samples",
+}
+"""Names that two packages may share, since each is the same kind of thing on its side."""
+
+STILL_TOO_LARGE: set[str] = {
+    "service/engine/engine.py",
+    "service/engine/interface.py",
+    "service/engine/supervisor.py",
+    "service/playground/script.js",
+}
+STILL_IN_CIRCLES: set[str] = {"service.engine.stream", "service.engine.supervisor"}
 
 
 def imports(node: ast.AST) -> Iterator[str]:
@@ -40,21 +64,91 @@ def offences(package: str, forbidden: tuple[str, ...]) -> list[str]:
     return found
 
 
+def names_below(package: str, but: tuple[str, ...]) -> tuple[str, ...]:
+    """The modules and packages that lie directly in a package, as imports name them."""
+    found = (ROOT / package).iterdir()
+    stems = {path.stem for path in found if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    return tuple(f"{package.replace('/', '.')}.{stem}" for stem in sorted(stems - {"__init__", *but}))
+
+
+SERVICE_BUT_WORKER = names_below("service", but=("worker",))
+ENGINE_IMPLEMENTATION = names_below("service/engine", but=("interface", "errors"))
+
+
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [
-        ("model", ("training", "service", "tests", "fastapi", "pydantic", "httpx")),
+        ("model", ("training", "service", "tests", "benchmarks", "fastapi", "pydantic", "httpx")),
         ("training", ("service", "tests", "fastapi", "pydantic")),
         (
             "service/engine",
             ("training", "service.api", "service.app", "service.settings", "fastapi", "starlette", "pydantic", "os.environ"),
         ),
+        ("service/worker", ("training", *SERVICE_BUT_WORKER, "fastapi", "starlette", "pydantic", "os.environ")),
+        ("service/http", ("training", "service.api", "service.app", "service.worker", *ENGINE_IMPLEMENTATION)),
+        ("service/telemetry", ("training", "service.api", "service.app", "service.http", "service.worker", *ENGINE_IMPLEMENTATION)),
         ("service/api", ("training", "torch", "model.gpt", "model.generate", "model.checkpoint.loading", "model.sampling")),
         ("service", ("training", "tests")),
     ],
 )
 def test_a_package_imports_only_what_lies_below_it(package: str, forbidden: tuple[str, ...]) -> None:
     assert offences(package, forbidden) == []
+
+
+@cache
+def import_graph() -> dict[str, set[str]]:
+    """Which of our modules each of them imports: inside functions and for type checkers alone too."""
+    files = {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for p in PACKAGES for f in modules(p)}
+    graph: dict[str, set[str]] = {}
+    for module, file in files.items():
+        graph[module] = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            for name in names:
+                while name and name not in files:
+                    name = name.rpartition(".")[0]
+                graph[module] |= {name} - {module, ""}
+    return graph
+
+
+def reachable(module: str) -> set[str]:
+    """Everything that a module imports, however far away."""
+    found: set[str] = set()
+    ahead = [module]
+    while ahead:
+        for name in import_graph()[ahead.pop()] - found:
+            found.add(name)
+            ahead.append(name)
+    return found
+
+
+def test_there_is_no_import_circle() -> None:
+    """A circle under ``TYPE_CHECKING`` is one too: neither file can be understood, or moved, without the other."""
+    assert {module for module in import_graph() if module in reachable(module)} <= STILL_IN_CIRCLES
+
+
+def test_no_file_is_too_large() -> None:
+    scripts = (ROOT / "service").rglob("*.js")
+    files = [*(file for package in PACKAGES for file in modules(package)), *scripts]
+    large = {str(file.relative_to(ROOT)) for file in files if len(file.read_text(encoding="utf-8").splitlines()) > MAX_LINES}
+    assert large <= STILL_TOO_LARGE
+
+
+def test_a_file_has_a_name_of_its_own() -> None:
+    """Who looks for a file by its name finds one."""
+    packages: dict[str, list[str]] = defaultdict(list)
+    for file in (file for package in PACKAGES for file in modules(package)):
+        packages[file.stem].append(str(file.relative_to(ROOT)))
+    shared = {name: files for name, files in packages.items() if len(files) > 1 and name != "__init__"}
+    assert {name: files for name, files in shared.items() if name not in ONE_NAME_IN_SEVERAL_PACKAGES} == {}
+
+
+def test_a_package_of_the_service_is_one_landing() -> None:
+    for package in {file.parent for file in modules("service")} - {ROOT / "service" / "api"}:
+        files = [file.name for file in package.glob("*.py") if file.name != "__init__.py"]
+        assert len(files) <= MAX_FILES, (package, sorted(files))
 
 
 def test_only_the_cluster_knows_ray() -> None:
@@ -98,3 +192,22 @@ def test_what_must_start_without_torch_does(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr or f"{module} imports torch"
+
+
+def test_the_client_needs_httpx_alone() -> None:
+    """It is what users import; they may have nothing else of the service's."""
+    foreign = (
+        "fastapi",
+        "starlette",
+        "pydantic",
+        "uvicorn",
+        "msgspec",
+        "numpy",
+        "torch",
+        "service.app",
+        "service.engine",
+        "service.worker",
+    )
+    code = f"import sys, service.client; sys.exit(', '.join(name for name in {foreign} if name in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr

@@ -2,7 +2,7 @@
 
 from service.client.asynchronous import AsyncFolio
 from service.client.command import main
-from service.client.stream import FolioError, Stream
+from service.client.stream_state import FolioError, Stream
 from service.client.sync import Folio
 
 __all__ = ["AsyncFolio", "Folio", "FolioError", "Stream", "main"]

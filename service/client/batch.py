@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 import httpx
 
-from service.client.stream import FIRST_WAIT_S, LONGEST_WAIT_S, RETRIED_STATUSES, FolioError, error_of
+from service.client.stream_state import FIRST_WAIT_S, LONGEST_WAIT_S, RETRIED_STATUSES, FolioError, error_of
 
 OPENAI_URLS = frozenset({"/v1/completions", "/v1/chat/completions"})
 NO_TIMEOUT_S = 86_400.0

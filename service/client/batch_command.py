@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from service.client.batch import BatchError, read_jobs, run
-from service.client.stream import client_options
+from service.client.stream_state import client_options
 
 POLL_S = 0.02
 NO_LIMIT = 2**31 - 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from service.client.batch import BatchError
-from service.client.stream import DEFAULT_URL, FolioError
+from service.client.stream_state import DEFAULT_URL, FolioError
 from service.client.sync import Folio
 
 NUMBERS = {"max-new-tokens": int, "seed": int, "temperature": float, "top-k": int, "top-p": float, "min-p": float}

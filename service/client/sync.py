@@ -9,7 +9,7 @@ from typing import Any, Self
 import httpx
 from httpx_sse import EventSource
 
-from service.client.stream import DEFAULT_URL, RETRIED, CutError, Stream, client_options, error_of
+from service.client.stream_state import DEFAULT_URL, RETRIED, CutError, Stream, client_options, error_of
 
 
 class Folio:

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from service.client import Folio
-from service.client import stream as client_module
+from service.client import stream_state as client_module
 from tests.deployment.conftest import need
 from tests.deployment.proxies import NGINX, Nginx, Proxy, connections_to
 from tests.support.checkpoints import Catalogue

@@ -13,7 +13,7 @@ import pytest
 from httpx_sse import ServerSentEvent
 
 from service.client import AsyncFolio, Folio, FolioError, Stream, main
-from service.client import stream as client_module
+from service.client import stream_state as client_module
 from tests.service.fakes import FakeEngine
 from tests.service.running import Running
 from tests.support.wait import wait_for
