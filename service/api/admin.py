@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
-from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from fastapi import Depends, Request
 
-from service.api.openapi import CATALOGUE, PROMOTE, ROLLBACK
-from service.api.parsing import parse_body
+from service.api.openapi import ADMIN, BODY_ERRORS, EXAMPLE_ID, PROMOTION, errors, examples, no_store
+from service.api.parsing import make_router
+from service.api.responses import Catalogue, CatalogueEntry, Promoted
 from service.api.schemas import PromoteBody
 from service.engine.catalogue import list_checkpoints, provenance
 from service.engine.interface import ServedCheckpoint
 from service.request_state import request_state
 from service.state import service_of
 
-router = APIRouter(prefix="/admin")
-NO_STORE = {"Cache-Control": "no-store"}
+router = make_router("admin", "/admin", dependencies=[Depends(no_store)])
 
 
-@router.get("/checkpoints", **CATALOGUE)
-async def checkpoints(request: Request) -> Response:
+@router.get("/checkpoints", responses=errors(*ADMIN))
+async def checkpoints(request: Request) -> Catalogue:
     """The checkpoints that may be promoted, and those that are loaded."""
     service = service_of(request)
     loaded = {each.id: each.manifest for each in service.engine.loaded}
@@ -28,33 +28,33 @@ async def checkpoints(request: Request) -> Response:
     names = {entry.id: entry.path.name for entry in reversed(entries)}  # two names for one id (a link): the first
     current = service.engine.current
     manifests = loaded | {entry.id: entry.document for entry in entries}
-    rows = [
-        {
-            "id": id,
-            "name": names.get(id),
-            "current": current is not None and current.id == id,
-            "loaded": id in loaded,
-            "provenance": provenance(manifest),
-        }
-        for id, manifest in manifests.items()
-    ]
-    return JSONResponse({"checkpoints": rows}, headers=NO_STORE)
+    return Catalogue(
+        checkpoints=[
+            CatalogueEntry(
+                id=id,
+                name=names.get(id),
+                current=current is not None and current.id == id,
+                loaded=id in loaded,
+                provenance=provenance(manifest),
+            )
+            for id, manifest in manifests.items()
+        ]
+    )
 
 
-@router.post("/promote", **PROMOTE)
-async def promote(request: Request) -> Response:
+@router.post("/promote", responses=errors(*PROMOTION, *BODY_ERRORS))
+async def promote(request: Request, body: Annotated[PromoteBody, examples(promote={"checkpoint": EXAMPLE_ID})]) -> Promoted:
     """Serve another checkpoint. Answers when it serves; running streams end on the one that they began with."""
-    body = parse_body(request.headers, await request.body(), PromoteBody)
     return promoted(request, await service_of(request).engine.promote(body.checkpoint))
 
 
-@router.post("/rollback", **ROLLBACK)
-async def rollback(request: Request) -> Response:
+@router.post("/rollback", responses=errors(*PROMOTION))
+async def rollback(request: Request) -> Promoted:
     """Serve the checkpoint that was current before the last promotion."""
     return promoted(request, await service_of(request).engine.rollback())
 
 
-def promoted(request: Request, checkpoint: ServedCheckpoint) -> Response:
+def promoted(request: Request, checkpoint: ServedCheckpoint) -> Promoted:
     """The answer of both."""
     request_state(request.scope).fields["checkpoint"] = checkpoint.id
-    return JSONResponse({"checkpoint": checkpoint.id, "fingerprint": checkpoint.fingerprint}, headers=NO_STORE)
+    return Promoted(checkpoint=checkpoint.id, fingerprint=checkpoint.fingerprint)

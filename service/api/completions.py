@@ -13,9 +13,8 @@ from model.params import MAX_SEED
 from model.tokenizer.base import Tokenizer
 from service.api.events import TOKENS_AT_ONCE
 from service.api.generation import Generation
-from service.api.parsing import shown
 from service.api.plan import Plan, check_size, drawn_seed, encode, make_plan, sampling_params
-from service.api.schemas import CompletionBody
+from service.api.schemas import CompletionBody, shown
 from service.engine.interface import Chunk, Completion, ServedCheckpoint, TokenLogprob
 from service.errors import ApiError, error_object
 from service.state import Service
@@ -25,9 +24,7 @@ DONE = b"data: [DONE]\n\n"
 
 def plan_completions(service: Service, body: CompletionBody) -> list[Plan]:
     """The choices that a body asks for: choice c of a prompt uses seed + c. Raises ApiError and EngineError."""
-    checkpoint = service.checkpoint()
-    if body.model is not None and body.model != checkpoint.id:
-        checkpoint = next((each for each in service.engine.loaded if each.id == body.model), None) or unknown_model()
+    checkpoint = service.checkpoint() if body.model is None else find_model(service, body.model)
     prompts = split_prompts(body.prompt)
     check_size(service, "max_tokens", body.max_tokens, body.logprobs, choices=len(prompts) * body.n)
     seed, bias = drawn_seed(body.seed), bias_by_id(body.logit_bias, checkpoint.vocab_size)
@@ -41,8 +38,12 @@ def plan_completions(service: Service, body: CompletionBody) -> list[Plan]:
     return plans
 
 
-def unknown_model() -> ServedCheckpoint:
-    """Raises ApiError."""
+def find_model(service: Service, name: str) -> ServedCheckpoint:
+    """A loaded checkpoint by its id. Raises ApiError, and EngineError while there is none at all."""
+    service.checkpoint()
+    for checkpoint in service.engine.loaded:
+        if checkpoint.id == name:
+            return checkpoint
     raise ApiError("checkpoint_not_found", "no model of this id is loaded: see /v1/models", param="model")
 
 

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import Request
 from starlette.responses import Response
 
 from service.api.events import NativeEvents, reply_json
 from service.api.generation import Generation, complete, events
-from service.api.openapi import GENERATE
-from service.api.parsing import parse_body
+from service.api.openapi import EXAMPLE_EVENTS, GENERATION, REQUEST_ID_HEADER, LastEventId, errors, events_too, examples
+from service.api.parsing import make_router
 from service.api.plan import Plan, plan_generate
+from service.api.responses import GenerateReply
 from service.api.schemas import GenerateBody
-from service.errors import CLIENT_GONE, ApiError, ClientGoneError
+from service.errors import ApiError
 from service.http.sse import EventStream
 from service.request_state import RequestState, request_state
 from service.state import service_of
 
-router = APIRouter()
+router = make_router("generation")
+EXAMPLE = {"prompt": "ROMEO:", "max_new_tokens": 20, "temperature": 0.8, "top_k": 20, "seed": 7}
 
 
-@router.post("/generate", **GENERATE)
-async def generate(request: Request) -> Response:
+@router.post(
+    "/generate",
+    response_model=GenerateReply,
+    responses=events_too("the text: events, or one JSON", EXAMPLE_EVENTS) | errors(*GENERATION, "resume_mismatch", "checkpoint_gone"),
+    openapi_extra=REQUEST_ID_HEADER,
+)
+async def generate(
+    request: Request,
+    body: Annotated[GenerateBody, examples(stream=EXAMPLE, json={**EXAMPLE, "stream": False})],
+    last_event_id: LastEventId = None,
+) -> Response:
     """Generate text after a prompt. The same request and seed give the same bytes, streamed or not, beside any others."""
     service, state = service_of(request), request_state(request.scope)
-    body = parse_body(request.headers, await request.body(), GenerateBody)
-    plan = plan_generate(service, body, last_event_id(request))
+    if len(request.headers.getlist("last-event-id")) > 1:
+        raise ApiError("invalid_request", "Last-Event-ID: given twice", param="Last-Event-ID")
+    plan = plan_generate(service, body, last_event_id)
     (stream,) = service.admit(plan.request)
     note(state, plan)
     generation = Generation(service, plan, stream, state)
@@ -32,19 +46,8 @@ async def generate(request: Request) -> Response:
     if wants_stream(body, request.headers.get("accept", "")):
         stream_of_events = events([generation], NativeEvents(generation))
         return EventStream(stream_of_events, [stream], headers=headers, keep_alive_s=service.settings.keep_alive_s)
-    try:
-        (completion,) = await complete([generation], request.receive)
-    except ClientGoneError:
-        return Response(status_code=CLIENT_GONE)
+    (completion,) = await complete([generation], request.receive)
     return Response(await reply_json(plan, completion, state.request_id), headers=headers, media_type="application/json")
-
-
-def last_event_id(request: Request) -> str | None:
-    """The header of a client that resumes. Raises ApiError when there are two."""
-    values = request.headers.getlist("last-event-id")
-    if len(values) > 1:
-        raise ApiError("invalid_request", "Last-Event-ID: given twice", param="Last-Event-ID")
-    return values[0] if values else None
 
 
 def wants_stream(body: GenerateBody, accept: str) -> bool:

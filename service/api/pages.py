@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
-from service.api.openapi import complete, document_page
-from service.api.reference import STYLE_HASH, render
+from service.api import reference
+from service.api.openapi import ALWAYS, document, errors
+from service.api.parsing import make_router
+from service.api.responses import OpenAPIDocument
 from service.errors import ApiError
 from service.state import service_of
 
-router = APIRouter()
+router = make_router("operations")
 PLAYGROUND = Path(__file__).parent.parent / "playground"
 PLAYGROUND_SUFFIXES = (".html", ".css", ".js", ".svg", ".woff2", ".txt")
 PLAYGROUND_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; connect-src 'self'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
-DOCS_POLICY = f"default-src 'none'; style-src '{STYLE_HASH}'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 
 
 PLAYGROUND_FILES = frozenset(path.name for path in PLAYGROUND.iterdir() if path.suffix in PLAYGROUND_SUFFIXES)
@@ -34,7 +34,7 @@ def playground_file(name: str) -> Response:
     return FileResponse(PLAYGROUND / name, headers={"Content-Security-Policy": PLAYGROUND_POLICY, "Cache-Control": "no-cache"})
 
 
-@router.get("/", **document_page("text/html", "the playground"))
+@router.get("/", response_class=HTMLResponse, responses=errors(*ALWAYS))
 async def index() -> Response:
     """The playground: a page to try the model on."""
     return playground_file("index.html")
@@ -52,18 +52,23 @@ async def favicon() -> Response:
     return playground_file("favicon.svg")
 
 
-def document(request: Request) -> dict[str, Any]:
-    """The OpenAPI document of this server."""
-    return complete(request.app.openapi(), service_of(request).settings.max_new_tokens)
-
-
-@router.get("/openapi.json", **document_page("application/json", "this interface as an OpenAPI document"))
+@router.get("/openapi.json", response_model=OpenAPIDocument, responses=errors(*ALWAYS))
 async def openapi_json(request: Request) -> Response:
     """The whole interface, for machines."""
-    return JSONResponse(document(request), headers={"Cache-Control": "no-cache"})
+    whole = document(request.app, service_of(request).settings)
+    return JSONResponse(whole, headers={"Cache-Control": "no-cache"})
 
 
-@router.get("/docs", **document_page("text/html", "this interface as a page"))
+@router.get("/docs", response_class=HTMLResponse, responses=errors(*ALWAYS))
 async def docs(request: Request) -> Response:
     """The whole interface, for people."""
-    return HTMLResponse(render(document(request)), headers={"Content-Security-Policy": DOCS_POLICY, "Cache-Control": "no-cache"})
+    page = reference.render(document(request.app, service_of(request).settings))
+    return HTMLResponse(page, headers={"Content-Security-Policy": reference.POLICY, "Cache-Control": "no-cache"})
+
+
+@router.get("/docs/{name}", include_in_schema=False)
+async def docs_file(name: str) -> Response:
+    """The files that the reference page is made of."""
+    if name not in reference.ASSETS:
+        raise ApiError("not_found", "there is no such file")
+    return FileResponse(reference.ASSETS[name], headers={"Cache-Control": "no-cache"})

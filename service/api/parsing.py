@@ -1,28 +1,64 @@
-"""From the bytes of a request to a body that can be trusted, or to the refusal that names what is wrong with them."""
+"""From the bytes of a request to a body that can be trusted, or to the error that names what is wrong with them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
-from pydantic import ValidationError
+from fastapi import APIRouter
+from fastapi.exceptions import RequestValidationError
+from fastapi.params import Depends
+from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
 
-from service.api.schemas import Body
-from service.errors import ApiError
-
-B = TypeVar("B", bound=Body)
+from service.api.schemas import UNKNOWN_FIELD, shown
+from service.errors import CLIENT_GONE, ApiError, ClientGoneError
 
 
-def parse_body(headers: Headers, data: bytes, body: type[B]) -> B:
-    """A checked body. Raises ApiError: 415 for its type, 400 for its JSON, 422 for its fields."""
-    check_media_type(headers)
-    value = parse_json(data)
-    try:
-        return body.model_validate(value)
-    except ValidationError as error:
-        raise refusal(error) from None
+class StrictRequest(Request):
+    """A request whose body has been parsed: FastAPI's own parser takes repeated keys, NaN and any media type."""
+
+    value: Any = None
+
+    async def json(self) -> Any:
+        """What FastAPI makes the route's argument of."""
+        return self.value
+
+
+class StrictRoute(APIRoute):
+    """A route whose body is parsed strictly, and whose errors are ours: 415 for a type, 400 for JSON, 422 for fields."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler, between a parser before it and our errors behind it."""
+        handler, takes_body = super().get_route_handler(), self.body_field is not None
+
+        async def handle(request: Request) -> Response:
+            strict = StrictRequest(request.scope, request.receive)
+            if takes_body:
+                check_media_type(request.headers)
+                strict.value = parse_json(await strict.body())  # outside `json`, where FastAPI would swallow its errors
+            try:
+                return await handler(strict)
+            except RequestValidationError as error:
+                raise field_error(error) from None
+            except ClientGoneError:
+                return Response(status_code=CLIENT_GONE)
+
+        return handle
+
+
+def make_router(tag: str, prefix: str = "", *, dependencies: Sequence[Depends] = ()) -> APIRouter:
+    """A router of strict routes, which generated clients call by their functions' names."""
+    return APIRouter(
+        prefix=prefix,
+        tags=[tag],
+        route_class=StrictRoute,
+        dependencies=dependencies,
+        generate_unique_id_function=lambda route: route.name,
+    )
 
 
 def check_media_type(headers: Headers) -> None:
@@ -48,17 +84,12 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object's pairs as a dict."""
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise RepeatedKeyError(next(name for name in names if names.count(name) > 1))
+        seen: set[str] = set()
+        raise RepeatedKeyError(next(name for name, _ in pairs if name in seen or seen.add(name)))  # type: ignore[func-returns-value]
     return value
 
 
-def bounded_int(digits: str) -> int:
-    """An integer; one too long for Python's converter becomes one that is out of every range instead."""
-    return int(digits[:100])
-
-
-PARSE: Callable[[str], Any] = json.JSONDecoder(object_pairs_hook=unique_keys, parse_int=bounded_int).decode
+PARSE: Callable[[str], Any] = json.JSONDecoder(object_pairs_hook=unique_keys).decode
 
 
 def parse_json(data: bytes) -> Any:
@@ -71,33 +102,31 @@ def parse_json(data: bytes) -> Any:
         raise ApiError("invalid_request", f"{shown(error.key)} is given twice", param=shown(error.key)) from None
     except json.JSONDecodeError as error:
         raise ApiError("invalid_json", f"the body is not valid JSON: {error.msg} at character {error.pos}") from None
+    except ValueError:  # Python converts no integer of more than some thousand digits
+        raise ApiError("invalid_request", "a number has too many digits") from None
     except RecursionError:
         raise ApiError("invalid_json", "the body is nested too deeply") from None
 
 
-def refusal(error: ValidationError) -> ApiError:
-    """The first thing that is wrong with a body; an unknown field before all else, since it is most often a misspelt one."""
-    problems = error.errors(include_url=False, include_input=True)
-    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    param = place(first["loc"])
-    if first["type"] == "extra_forbidden":
+def field_error(error: RequestValidationError) -> ApiError:
+    """The first thing that is wrong with a request; an unknown field before all else, since it is most often a misspelt one."""
+    problems = error.errors()
+    first = next((problem for problem in problems if problem["type"] == UNKNOWN_FIELD), problems[0])
+    where, message = first["loc"][1:], first["msg"].removeprefix("Value error, ")  # the first part is body, header or path
+    if first["type"] == UNKNOWN_FIELD:
+        param = place((*where, first["ctx"]["name"]))
         return ApiError("unknown_field", f"{param}: there is no such field", param=param)
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] in ("model_type", "dict_type") and param is None:
-        return ApiError("invalid_request", "the body must be a JSON object")
+    param = place(where)
+    if param is None and first["type"] == "value_error":  # of a combination, whose message begins with a field
+        return ApiError("invalid_request", message, param=message.partition(" ")[0])
     if param is None:
-        return ApiError("invalid_request", message, param=message.partition(" ")[0] if first["type"] == "value_error" else None)
+        return ApiError("invalid_request", "the body must be a JSON object")
     return ApiError("invalid_request", f"{param}: {message}{given(first['input'])}", param=param)
 
 
 def place(location: Sequence[int | str]) -> str | None:
-    """Where in the body something is wrong, in dots. Beyond ``prompt`` pydantic names branches of a union, not places."""
-    return ".".join(shown(str(part)) for part in (location[:1] if location[:1] == ("prompt",) else location)) or None
-
-
-def shown(name: str) -> str:
-    """A client's name for a field, made harmless and short."""
-    return name[:64].encode("unicode_escape").decode("ascii")
+    """Where something is wrong, in dots."""
+    return ".".join(shown(str(part)) for part in location) or None
 
 
 def given(value: object) -> str:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from model.params import SamplingParams
 from model.tokenizer.base import Tokenizer, UnknownCharacterError
 from service.api.event_id import EventId, request_digest, short_checkpoint
-from service.api.parsing import shown
-from service.api.schemas import GenerateBody, SamplingBody
+from service.api.schemas import GenerateBody, SamplingBody, shown
 from service.engine.interface import CheckpointGone, GenerationRequest, ServedCheckpoint
 from service.errors import ApiError
 from service.state import Service

@@ -5,39 +5,40 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Depends, Request
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import PlainTextResponse, Response
 
 from service.api import schemas
-from service.api.openapi import HEALTHZ, INFO, METRICS, READYZ
+from service.api.openapi import ALWAYS, PROBE, errors, no_store
+from service.api.parsing import make_router
+from service.api.responses import ContextInfo, EngineInfo, Health, Info, Limits, ModelInfo, Ready, Strides
 from service.engine.interface import ServedCheckpoint
+from service.errors import ApiError, error_response
 from service.request_state import request_state
 from service.state import Service, service_of
 
-router = APIRouter()
+router = make_router("operations", dependencies=[Depends(no_store)])
 NO_STORE = {"Cache-Control": "no-store"}
 
 
-@router.get("/healthz", **HEALTHZ)
-async def healthz(request: Request) -> Response:
+@router.get("/healthz", response_model=Health, responses=errors(*PROBE, "engine_failed"))
+async def healthz(request: Request) -> Health | Response:
     """Whether the process should live: 503 only once the engine has been given up."""
     service = service_of(request)
     state = service.engine.status.state
     if state == "failed":
         return unavailable(request, "engine_failed")
-    return JSONResponse({"status": "stopping" if service.draining else state}, headers=NO_STORE)
+    return Health(status="stopping" if service.draining else state)
 
 
-@router.get("/readyz", **READYZ)
-async def readyz(request: Request) -> Response:
+@router.get("/readyz", response_model=Ready, responses=errors(*PROBE, "loading", "shutting_down", "engine_failed"))
+async def readyz(request: Request) -> Ready | Response:
     """Whether new requests should come here."""
-    service = service_of(request)
-    if reason := service.not_ready:
+    if reason := service_of(request).not_ready:
         return unavailable(request, reason)
-    return JSONResponse({"status": "ready"}, headers=NO_STORE)
+    return Ready()
 
 
 REASONS = {
@@ -51,72 +52,71 @@ REASONS = {
 
 def unavailable(request: Request, reason: str) -> Response:
     """503 of a probe; not a refused request, so it counts for no metric."""
-    code = "loading" if reason == "engine_stalled" else reason
-    error = {"code": code, "message": REASONS[reason], "param": None, "request_id": request_state(request.scope).request_id}
-    return JSONResponse({"error": error}, 503, NO_STORE | {"Retry-After": "1"})
+    error = ApiError("loading" if reason == "engine_stalled" else reason, REASONS[reason])
+    response = error_response(error, request_state(request.scope).request_id, openai=False)
+    response.headers.update(NO_STORE)
+    return response
 
 
-@router.get("/metrics", **METRICS)
+@router.get("/metrics", response_class=PlainTextResponse, responses=errors(*ALWAYS))
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
     return Response(generate_latest(service_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST, headers=NO_STORE)
 
 
-@router.get("/info", **INFO)
-async def info(request: Request) -> Response:
+@router.get("/info", responses=errors(*ALWAYS))
+async def info(request: Request) -> Info:
     """What this server is, what it serves, and what it takes."""
     service = service_of(request)
-    engine = asdict(service.engine.status)
-    engine = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in engine.items()}
+    status = asdict(service.engine.status)
     current = service.engine.current
-    document = {
-        "version": own_version(),
-        "engine": engine,
-        "model": describe(current, service) if current else None,
-        "limits": limits(service),
-    }
-    return JSONResponse(document, headers=NO_STORE)
+    return Info(
+        version=own_version(),
+        engine=EngineInfo.model_validate(status | {name: None for name, value in status.items() if value == math.inf}),
+        model=describe(current, service) if current else None,
+        limits=limits(service),
+    )
 
 
-def describe(checkpoint: ServedCheckpoint, service: Service) -> dict[str, Any]:
+def describe(checkpoint: ServedCheckpoint, service: Service) -> ModelInfo:
     """A loaded checkpoint, its vocabulary and where it comes from."""
-    stride = checkpoint.default_stride
-    return {
-        "checkpoint": checkpoint.id,
-        "fingerprint": checkpoint.fingerprint,
-        "config": dict(checkpoint.config),
-        "num_parameters": checkpoint.num_parameters,
-        "block_size": checkpoint.block_size,
-        "vocab_size": checkpoint.vocab_size,
-        "tokenizer": checkpoint.tokenizer.kind,
-        "vocabulary": list(checkpoint.tokenizer.texts) if checkpoint.tokenizer.kind == "char" else None,
-        "context": {"default": service.settings.context, "stride": {"anchored": stride, "sliding": 1}},
-        "device": checkpoint.device,
-        "dtype": checkpoint.dtype,
-        "kernels": checkpoint.kernels,
-        "cache_bytes": checkpoint.memory_bytes,
-        "max_batch": checkpoint.max_batch,
-        "manifest": {name: value for name, value in checkpoint.manifest.items() if name != "files"},
-    }
+    strides = Strides(anchored=checkpoint.default_stride, sliding=1)
+    return ModelInfo(
+        checkpoint=checkpoint.id,
+        fingerprint=checkpoint.fingerprint,
+        config=dict(checkpoint.config),
+        num_parameters=checkpoint.num_parameters,
+        block_size=checkpoint.block_size,
+        vocab_size=checkpoint.vocab_size,
+        tokenizer=checkpoint.tokenizer.kind,
+        vocabulary=list(checkpoint.tokenizer.texts) if checkpoint.tokenizer.kind == "char" else None,
+        context=ContextInfo(default=service.settings.context, stride=strides),
+        device=checkpoint.device,
+        dtype=checkpoint.dtype,
+        kernels=checkpoint.kernels,
+        cache_bytes=checkpoint.memory_bytes,
+        max_batch=checkpoint.max_batch,
+        manifest={name: value for name, value in checkpoint.manifest.items() if name != "files"},
+    )
 
 
-def limits(service: Service) -> dict[str, Any]:
+def limits(service: Service) -> Limits:
     """The bounds that requests are held to."""
     settings = service.settings
-    return {
-        "max_new_tokens": settings.max_new_tokens,
-        "max_prompt_characters": schemas.MAX_PROMPT_CHARACTERS,
-        "max_stops": schemas.MAX_STOPS,
-        "max_stop_characters": schemas.MAX_STOP_CHARACTERS,
-        "max_top_logprobs": schemas.MAX_TOP_LOGPROBS,
-        "max_timeout_s": schemas.MAX_TIMEOUT_S,
-        "max_choices_per_prompt": schemas.MAX_CHOICES_PER_PROMPT,
-        "max_prompts": schemas.MAX_PROMPTS,
-        "max_body_bytes": settings.max_body_bytes,
-        "max_header_bytes": settings.max_header_bytes,
-        "rate_limit": settings.rate_limit,
-        "max_concurrent": settings.max_concurrent,
-    }
+    return Limits(
+        max_new_tokens=settings.max_new_tokens,
+        max_prompt_characters=schemas.MAX_PROMPT_CHARACTERS,
+        max_stops=schemas.MAX_STOPS,
+        max_stop_characters=schemas.MAX_STOP_CHARACTERS,
+        max_top_logprobs=schemas.MAX_TOP_LOGPROBS,
+        max_timeout_s=schemas.MAX_TIMEOUT_S,
+        max_choices_per_prompt=schemas.MAX_CHOICES_PER_PROMPT,
+        max_prompts=schemas.MAX_PROMPTS,
+        max_body_bytes=settings.max_body_bytes,
+        max_header_bytes=settings.max_header_bytes,
+        rate_limit=settings.rate_limit,
+        max_concurrent=settings.max_concurrent,
+    )
 
 
 def own_version() -> str:

@@ -231,13 +231,17 @@ def test_the_documents_examples_run(shared: Running) -> None:
             assert shared.http.post(path, json=example["value"]).status_code == 200
 
 
-def test_the_docs_page_is_whole_and_asks_for_nothing(shared: Running) -> None:
+def test_the_docs_page_is_whole_and_asks_nobody_else(shared: Running) -> None:
     page = shared.http.get("/docs")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
-    assert "<script" not in page.text
-    assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page.text)
+    assert re.findall(r"<script[^>]*>", page.text) == re.findall(r"<script src=\"docs/[\w.-]+\" defer>", page.text)
+    links = re.findall(r"""(?:src|href)=["']?([^"'>]+)""", page.text)
+    assert "openapi.json" in links
+    for link in links:
+        assert shared.http.get("/" + link).status_code == 200, link
     for path in shared.http.get("/openapi.json").json()["paths"]:
-        assert path in page.text
+        assert path in page.text, "without JavaScript too"
+    assert shared.http.get("/docs/reference.py").status_code == 404
 
 
 def test_playground_serves_its_own_directory_only(shared: Running) -> None:
