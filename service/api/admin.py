@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 
 from service.api.openapi import ADMIN, BODY_ERRORS, EXAMPLE_ID, PROMOTION, errors, examples, no_store
 from service.api.parsing import make_router
-from service.api.responses import Catalogue, CatalogueEntry, Promoted
+from service.api.reports import Catalogue, CatalogueEntry, Promoted
 from service.api.schemas import PromoteBody
 from service.engine.catalogue import list_checkpoints, provenance
 from service.engine.interface import ServedCheckpoint

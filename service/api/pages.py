@@ -10,7 +10,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from service.api import reference
 from service.api.openapi import ALWAYS, document, errors
 from service.api.parsing import make_router
-from service.api.responses import OpenAPIDocument
+from service.api.reports import OpenAPIDocument
 from service.errors import ApiError
 from service.state import service_of
 

@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from service.api import schemas
 from service.api.openapi import ALWAYS, PROBE, errors, no_store
 from service.api.parsing import make_router
-from service.api.responses import ContextInfo, EngineInfo, Health, Info, Limits, ModelInfo, Ready, Strides
+from service.api.reports import ContextInfo, EngineInfo, Health, Info, Limits, ModelInfo, Ready, Strides
 from service.engine.interface import ServedCheckpoint
 from service.errors import ApiError, error_response
 from service.request_state import request_state
