@@ -1,7 +1,7 @@
 """A checkpoint is a directory of safetensors and JSON: written atomically, verified whole on load, never unpickled.
 
     model.safetensors   the weights            tokenizer.json   the vocabulary
-    config.json         the architecture       selftest.json    known answers: logits with a tolerance
+    config.json         the architecture       selftest.json    known answers: digests of logits
     manifest.json       sha256 of every other file, and where the weights come from
 
 The checkpoint's id is ``sha256:`` of ``manifest.json``, so it names the bytes of everything. No torch here, since the kernels need
@@ -24,7 +24,7 @@ import safetensors
 from numpy.typing import NDArray
 
 from model.checkpoint.manifest import FORMAT, MANIFEST, MAX_JSON_BYTES, CheckpointError, Manifest, parse_json, read_file, read_manifest
-from model.config import ConfigError, GPTConfig
+from model.config import MAX_PARAMETER, ConfigError, GPTConfig
 from model.tokenizer.base import Tokenizer, TokenizerError
 from model.tokenizer.load import tokenizer_from_json
 
@@ -64,9 +64,16 @@ def parse_tensors(path: Path, data: bytes, shapes: Mapping[str, tuple[int, ...]]
         if tuple(entry["shape"]) != shapes[name]:
             raise CheckpointError(f"{path}: {name} has shape {tuple(entry['shape'])}, the configuration says {shapes[name]}")
         tensors[name] = to_float32(path, name, entry["dtype"], entry["data"]).reshape(shapes[name])
-        if not np.isfinite(tensors[name]).all():
-            raise CheckpointError(f"{path}: {name} holds a value that is not finite")
+        check_values(path, name, tensors[name])
     return tensors
+
+
+def check_values(path: Path | str, name: str, tensor: Array) -> None:
+    """Raises CheckpointError for numbers that exact arithmetic has no room for."""
+    if not np.isfinite(tensor).all():
+        raise CheckpointError(f"{path}: {name} holds a value that is not finite")
+    if (largest := float(np.abs(tensor).max())) > MAX_PARAMETER:
+        raise CheckpointError(f"{path}: {name} holds a value of magnitude {largest:g}, at most {MAX_PARAMETER:g} can be served")
 
 
 def to_float32(path: Path, name: str, dtype: str, data: bytes) -> Array:

@@ -93,6 +93,15 @@ def test_the_selftest_holds_the_logits_of_the_stored_weights(path: Path) -> None
         torch.testing.assert_close(next_logits(loaded.model, case["prompt"], 1), torch.tensor(case["logits"]), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(("value", "message"), [(float("inf"), "not finite"), (-65537.0, "magnitude 65537, at most 65536 can be served")])
+def test_weights_that_exact_arithmetic_has_no_room_for_are_refused(path: Path, value: float, message: str) -> None:
+    tensors = safetensors.torch.load_file(path / "model.safetensors")
+    tensors["blocks.0.mlp.up.weight"][3, 2] = value
+    safetensors.torch.save_file(tensors, path / "model.safetensors")
+    sign(path)
+    refuse(path, "model.safetensors", f"blocks.0.mlp.up.weight holds a value {'that is ' if 'finite' in message else 'of '}{message}")
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "selftest.json"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "flipped", "longer", "directory", "fifo", "unreadable link"])
 def test_damage_to_any_file_is_found(path: Path, name: str, damage: str) -> None:

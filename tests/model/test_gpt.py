@@ -1,5 +1,6 @@
 """The described system: its sizes, its initialisation, its three dropouts, its causality."""
 
+import dataclasses
 import math
 
 import pytest
@@ -98,7 +99,11 @@ def test_the_final_norm_is_applied(small: GPT) -> None:
         ({"dropout": float("nan")}, "dropout must be in"),
         ({"block_size": 256.0}, "block_size must be of type int"),
         ({"activation": "swish"}, "activation must be 'relu' or 'gelu_tanh'"),
-        ({"rope": True}, "unknown configuration field 'rope'"),
+        ({"n_embd": 8192}, "n_embd must be an integer from 1 to 8191"),
+        ({"block_size": 8192}, "block_size must be an integer from 1 to 8191"),
+        ({"vocab_size": 2**22 + 1}, "vocab_size must be an integer from 1 to 4194304"),
+        ({"arithmetic": "w4a4"}, "arithmetic must be 'w8a8' or 'w8a16', got 'w4a4': a newer Folio may know it"),
+        ({"rope": True}, "unknown configuration field 'rope': a newer Folio may know it"),
     ],
 )
 def test_a_configuration_that_cannot_be_built_is_refused(change: dict[str, object], message: str) -> None:
@@ -108,6 +113,9 @@ def test_a_configuration_that_cannot_be_built_is_refused(change: dict[str, objec
 
 def test_a_configuration_survives_json() -> None:
     assert GPTConfig.from_json(DESCRIBED.to_json()) == DESCRIBED
+    wide = dataclasses.replace(DESCRIBED, arithmetic="w8a16")
+    assert GPTConfig.from_json(wide.to_json()) == wide
+    assert "arithmetic" not in DESCRIBED.to_json()  # checkpoints of before keep their bytes, and so their ids
     assert GPTConfig.from_json({"vocab_size": 3, "dropout": 0}).dropout == 0
     with pytest.raises(ConfigError, match="vocab_size is missing"):
         GPTConfig.from_json({})
