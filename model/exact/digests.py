@@ -29,7 +29,7 @@ import numpy as np
 from model.checkpoint.manifest import CheckpointError
 from model.config import GPTConfig
 from model.exact.arithmetic import VERSION, Floats
-from model.exact.network import Cache, ExactModel
+from model.exact.network import ExactModel
 
 NUM_TOKENS = 208
 NUM_UNKNOWN = 64
@@ -69,13 +69,9 @@ class KnownAnswers:
 
 def answers_of(model: ExactModel, sample_ids: Sequence[int], num_tokens: int = NUM_TOKENS) -> KnownAnswers:
     """Known answers of a model for a text of the kind that it knows, repeated where it is short."""
-
-    def logits(tokens: Sequence[int]) -> Floats:
-        return model.logits(model.hidden(np.array([tokens]), Cache(model.config)))[0]
-
     tokens = [*sample_ids[:num_tokens]] or [0]
     questions = KnownAnswers(tuple((tokens * num_tokens)[:num_tokens]), model.config.block_size, {})
-    return KnownAnswers(questions.tokens, questions.block_size, {name: questions.digest(name, logits) for name in NAMES})
+    return KnownAnswers(questions.tokens, questions.block_size, {name: questions.digest(name, model.text_logits) for name in NAMES})
 
 
 def known_answers(selftest: Mapping[str, Any], config: GPTConfig) -> KnownAnswers | None:

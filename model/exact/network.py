@@ -55,8 +55,12 @@ class ExactModel:
         self.vectors = {name: ar.parameter(w) for name, w in tensors.items() if w.ndim == 1}
         self.wide = config.arithmetic == "w8a16"
 
+    def text_logits(self, tokens: Sequence[int]) -> Floats:
+        """(N, V) logits after each of N tokens, at most a context of them."""
+        return self.logits(self.hidden(np.array([tokens]), Cache(self.config)).squeeze(0))
+
     def next_logits(self, tokens: Sequence[int]) -> Floats:
-        """(V,) logits of the token after these, at most T of them."""
+        """(V,) logits after all of these."""
         return self.logits(self.hidden(np.array([tokens]), Cache(self.config))[0, -1])
 
     def logits(self, x: Ints) -> Floats:

@@ -30,18 +30,12 @@ def bits(logits: NDArray[np.float32]) -> list[int]:
     return logits.view(np.int32).ravel().tolist()
 
 
-def whole(model: ExactModel, tokens: list[int]) -> NDArray[np.float32]:
-    """(N, V) logits of every position by one pass."""
-    logits: NDArray[np.float32] = model.logits(model.hidden(np.array([tokens]), Cache(model.config)))[0]
-    return logits
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_any_way_of_cutting_a_text_gives_the_same_bits(name: str) -> None:
     source = random_model(name)
     model, rng = ExactModel(source.config, source.tensors), random.Random(name)
     tokens = [rng.randrange(source.config.vocab_size) for _ in range(min(source.config.block_size, 70))]
-    expected = whole(model, tokens)
+    expected = model.text_logits(tokens)
     assert np.isfinite(expected).all()
     assert len(set(bits(expected))) > expected.size // 4, "a model whose logits are all alike proves nothing"
     for longest in (1, 7):
@@ -58,7 +52,7 @@ def test_sequences_side_by_side_do_not_notice_each_other() -> None:
     tokens = rng.integers(0, source.config.vocab_size, (5, 30))
     together = model.logits(model.hidden(tokens, Cache(source.config, 5)))
     for row in range(5):
-        assert bits(together[row]) == bits(whole(model, tokens[row].tolist()))
+        assert bits(together[row]) == bits(model.text_logits(tokens[row].tolist()))
 
 
 def test_products_are_exact_at_the_limits() -> None:
@@ -158,7 +152,7 @@ def test_logits_are_near_those_of_the_float_model(arithmetic: str, distance: flo
     model.load_state_dict({name: torch.from_numpy(w) for name, w in source.tensors.items()})
     with torch.no_grad():
         expected = model(torch.tensor([tokens]))[0].numpy()
-    difference = np.abs(whole(ExactModel(config, source.tensors), tokens) - expected).max()
+    difference = np.abs(ExactModel(config, source.tensors).text_logits(tokens) - expected).max()
     assert difference < distance * np.abs(expected).max()
 
 
