@@ -41,7 +41,7 @@ def one_by_one(model: ExactModel, tokens: Sequence[int]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_digests_are_those_of_the_logits_however_they_are_computed(model: ExactModel, answers: KnownAnswers, name: str) -> None:
-    passes = {
+    passes: dict[str, list[Sequence[int]]] = {
         "text": [answers.tokens[i : i + 30] for i in range(0, NUM_TOKENS, 30)],
         "moved": [answers.tokens[104:134]],
         "start": [TEXT[:4]],
