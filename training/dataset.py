@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.sampling import uniform_tensor
-from model.tokenizer.base import ByteTokenizer, CharTokenizer, Tokenizer, TokenizerError, UnknownCharacterError
+from model.tokenizer.base import Tokenizer, TokenizerError, UnknownCharacterError
+from model.tokenizer.byte import ByteTokenizer
+from model.tokenizer.char import CharTokenizer
+from model.uniform import uniform_tensor
 from training.config import TrainConfig, TrainingError
 from training.data import NUM_CODE_POINTS, Text, beginning, cache_directory, code_points
 

@@ -6,13 +6,15 @@ import subprocess
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
-from model.tokenizer.base import ByteTokenizer, CharTokenizer, UnknownCharacterError
+from model.tokenizer.base import UnknownCharacterError
 from model.tokenizer.bpe import LONGEST, BPETokenizer, slices
+from model.tokenizer.char import CharTokenizer
 from tests.training.conftest import write_text
 from tests.training.processes import TINY
 from training import data, dataset
@@ -122,18 +124,16 @@ def test_flags_without_effect_and_losses_without_meaning_are_said() -> None:
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
-def test_tokens_are_those_of_the_whole_text_however_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_tokens_are_those_of_the_whole_text_however_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Literal["char", "byte", "bpe"]
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(data, "CHUNK", 1000)
     monkeypatch.setattr("model.tokenizer.bpe.SLICE", 2000)
     file = tmp_path / "t.txt"
     file.write_text("".join(random.Random(3).choices("ab é🙂\n", k=30_000)), encoding="utf-8")
     text = load_text([str(file)])
-    tokenizer = {
-        "char": lambda: CharTokenizer(text.alphabet),
-        "byte": ByteTokenizer,
-        "bpe": lambda: BPETokenizer.from_chunks(text.chunks(), 300),
-    }[kind]()
+    tokenizer = build_tokenizer(replace(TINY, tokenizer=kind, vocab_size=300), text)
     expected = tokenizer.encode(file.read_text(encoding="utf-8"))
     assert token_ids(text, tokenizer).tolist() == expected
     assert not (tmp_path / "cache").exists()
