@@ -2,7 +2,7 @@
 
     Exception
       ├─ ApiError      decided by the HTTP side: validation, keys, limits, routes
-      └─ EngineError   decided by the engine (`service.engine.interface` draws that half)
+      └─ EngineError   decided by the engine (`service.engine.errors` draws that half)
 
 Both become the same JSON here, in the native shape or, under /v1, in OpenAI's.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from service.engine.interface import EngineError
+from service.engine.errors import EngineError
 
 STATUS = {
     "invalid_http": 400,

@@ -156,7 +156,8 @@ class Settings(BaseSettings):
 
     def engine_options(self) -> EngineOptions:
         """The engine's share, in its own type: the engine knows no environment."""
-        return EngineOptions(**{field.name: getattr(self, field.name) for field in fields(EngineOptions)})
+        names = [field.name for field in fields(EngineOptions) if field.name != "environment"]
+        return EngineOptions(**{name: getattr(self, name) for name in names}, environment=os.environ)
 
     def admin_secret(self) -> str | None:
         """The admin key, if there is one."""

@@ -7,17 +7,8 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
-from service.engine.interface import (
-    CheckpointGone,
-    Engine,
-    EngineError,
-    EngineFailed,
-    EngineLoading,
-    EngineStopping,
-    GenerationRequest,
-    ServedCheckpoint,
-    TextStream,
-)
+from service.engine.errors import EngineError, EngineStopping
+from service.engine.interface import Engine, GenerationRequest, ServedCheckpoint, TextStream
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
@@ -40,21 +31,7 @@ class Service:
 
     def checkpoint(self, checkpoint_id: str | None = None) -> ServedCheckpoint:
         """A loaded checkpoint, the current one if none is named. Raises EngineError."""
-        if checkpoint_id is not None:
-            for checkpoint in self.engine.loaded:
-                if checkpoint.id == checkpoint_id:
-                    return checkpoint
-            if self.engine.current is not None:
-                raise CheckpointGone("the checkpoint that the request names is not loaded")
-        return self.engine.current or self._why_not()
-
-    def _why_not(self) -> ServedCheckpoint:
-        status = self.engine.status
-        if self.draining or status.state == "stopping":
-            raise EngineStopping("the server is shutting down")
-        if status.state == "failed":
-            raise EngineFailed(status.message or "the engine has failed")
-        raise EngineLoading("the model is being loaded")
+        return self.engine.find(checkpoint_id)
 
     def admit(self, *requests: GenerationRequest) -> list[TextStream]:
         """Admit all of several requests or none. Raises EngineError."""
@@ -66,7 +43,7 @@ class Service:
                 streams.append(self.engine.submit(request))
         except EngineError:
             for stream in streams:
-                stream.cancel("queued")
+                stream.cancel()
             raise
         return streams
 

@@ -87,23 +87,16 @@ def to_float32(path: Path, name: str, dtype: str, data: bytes) -> Array:
 
 def read_verified(manifest: Manifest) -> dict[str, bytes]:
     """The bytes of every file that the manifest lists, each with the hash that it lists. Raises CheckpointError."""
-    listed = manifest.document.get("files")
-    if not isinstance(listed, dict) or not all(isinstance(each, str) for each in listed.values()):
-        raise CheckpointError(f"{manifest.file} must list the sha256 of every file under 'files'")
+    listed = manifest.files
     for name in REQUIRED:
         if name not in listed:
             raise CheckpointError(f"{manifest.file} does not list {name}")
-    return {name: read_listed(manifest, name, expected) for name, expected in listed.items()}
-
-
-def read_listed(manifest: Manifest, name: str, expected: str) -> bytes:
-    """One listed file. Raises CheckpointError."""
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise CheckpointError(f"{manifest.file} lists {name!r}, which is not a plain file name")
-    data = read_file(manifest.path / name, None if name.endswith(".safetensors") else MAX_JSON_BYTES)
-    if hashlib.sha256(data).hexdigest() != expected:
-        raise CheckpointError(f"{manifest.path / name} does not match its sha256 in {MANIFEST}: truncated, damaged or replaced")
-    return data
+    contents = {}
+    for name, expected in listed.items():
+        contents[name] = read_file(manifest.path / name, None if name.endswith(".safetensors") else MAX_JSON_BYTES)
+        if hashlib.sha256(contents[name]).hexdigest() != expected:
+            raise CheckpointError(f"{manifest.path / name} does not match its sha256 in {MANIFEST}: truncated, damaged or replaced")
+    return contents
 
 
 def read_checkpoint(path: str | Path, trusted: Sequence[str] | None = None) -> Checkpoint:

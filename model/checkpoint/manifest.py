@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
-MANIFEST = "manifest.json"
+MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 MAX_JSON_BYTES = 64 << 20
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_DEPTH = 64
@@ -47,6 +47,17 @@ class Manifest:
     def file(self) -> Path:
         """Where it was read from."""
         return self.path / MANIFEST
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Name → sha256 in hex of every other file, the names without any directory. Raises CheckpointError."""
+        listed = self.document.get("files")
+        if not isinstance(listed, dict) or not all(isinstance(each, str) for each in listed.values()):
+            raise CheckpointError(f"{self.file} must list the sha256 of every file under 'files'")
+        for name in listed:
+            if Path(name).name != name or name in ("", ".", "..", MANIFEST, SIGNATURE):
+                raise CheckpointError(f"{self.file} lists {name!r}, which is not a plain file name")
+        return listed
 
     @property
     def start(self) -> str:

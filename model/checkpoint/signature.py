@@ -15,9 +15,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
 
-from model.checkpoint.manifest import CheckpointError, read_file
+from model.checkpoint.manifest import SIGNATURE, CheckpointError, read_file
 
-SIGNATURE = "manifest.sig"
 MAX_SIGNATURE_BYTES = 1024
 
 

@@ -17,7 +17,8 @@ from typing import Protocol
 from starlette.types import Receive
 
 from service.api.plan import Plan
-from service.engine.interface import Chunk, Completion, EngineStopping, TextStream
+from service.engine.errors import EngineStopping
+from service.engine.interface import Chunk, Completion, TextStream
 from service.errors import ApiError, as_api_error
 from service.http.sse import unless_gone
 from service.request_state import RequestState
@@ -67,7 +68,7 @@ class Generation:
 
     def cancel(self, where: Where) -> None:
         """The rest of the text is not wanted, or not to be had."""
-        self.stream.cancel(where)
+        self.stream.cancel()
         self.metrics.cancelled.labels(where).inc()
         self.state.fields |= {"cancelled": where, "completion_tokens": self.index}
 

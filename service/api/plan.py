@@ -9,7 +9,8 @@ from model.params import SamplingParams
 from model.tokenizer.base import Tokenizer, UnknownCharacterError
 from service.api.event_id import EventId, request_digest, short_checkpoint
 from service.api.schemas import GenerateBody, SamplingBody, shown
-from service.engine.interface import CheckpointGone, GenerationRequest, ServedCheckpoint
+from service.engine.errors import CheckpointGone
+from service.engine.interface import GenerationRequest, ServedCheckpoint
 from service.errors import ApiError
 from service.state import Service
 

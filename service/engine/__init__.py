@@ -1,4 +1,4 @@
-"""What exists because many requests want one model at once. No FastAPI, no pydantic and no environment in here.
+"""Who keeps streams alive, in the API process: many requests, one model, and a worker that may die. No FastAPI, no pydantic, no torch.
 
-`interface` is what the routes see; `client` implements it and supervises `worker`, a process of its own.
+`interface` is what the routes see; `engine` implements it over `rollout`, `supervisor` and `worker_process`.
 """

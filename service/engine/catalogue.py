@@ -1,4 +1,7 @@
-"""Checkpoints on disk, by id. Reads manifests only, neither numpy nor weights: the worker verifies what it loads."""
+"""Checkpoints as this process knows them: on disk, by id, and as a worker that has loaded one describes it.
+
+Reads manifests only, neither numpy nor weights: the worker verifies what it loads.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoint.manifest import CheckpointError, Manifest, read_manifest
+from model.tokenizer.load import tokenizer_from_json
+from service.engine.interface import ServedCheckpoint
+from service.worker.messages import Ready
 
 BULKY = frozenset({"format", "files", "curve"})
 
@@ -36,3 +42,24 @@ def find_manifest(path: Path) -> Manifest | None:
 def provenance(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Where a model comes from: its manifest without the file hashes and the loss curve (which /info has)."""
     return {name: value for name, value in manifest.items() if name not in BULKY}
+
+
+def served_checkpoint(ready: Ready) -> ServedCheckpoint:
+    """The Ready message as the routes know it."""
+    return ServedCheckpoint(
+        id=ready.id,
+        fingerprint=ready.fingerprint,
+        block_size=ready.config["block_size"],
+        vocab_size=ready.config["vocab_size"],
+        num_parameters=ready.num_parameters,
+        tokenizer=tokenizer_from_json(ready.tokenizer),
+        manifest=ready.manifest,
+        config=ready.config,
+        default_stride=ready.stride,
+        device=ready.device,
+        dtype=ready.dtype,
+        kernels=ready.kernels,
+        max_batch=ready.max_batch,
+        memory_bytes=ready.memory_bytes,
+        note=ready.note,
+    )

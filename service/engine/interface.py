@@ -14,92 +14,6 @@ FinishReason = Literal["length", "stop", "timeout"]
 State = Literal["loading", "running", "restarting", "failed", "stopping"]
 
 
-class EngineError(Exception):
-    """Why the engine does not serve a request. ``code`` is API.md's; one code for the body, the event and the metric.
-
-    EngineError
-      ├─ QueueFull        429, before a stream opens; retry_after_s says when a place should be free
-      ├─ EngineLoading    503, before
-      ├─ EngineStopping   503, before or within a stream
-      ├─ EngineFailed     503, before or within: the supervisor has given up
-      ├─ QueueTimeout     504, within: waited too long for a row
-      ├─ CheckpointGone   410, before: the checkpoint that was asked for is not loaded
-      └─ PromotionError
-           ├─ PromotionInProgress  409: another promotion runs, or two checkpoints are still in use
-           ├─ CheckpointNotFound   404: no such checkpoint in the catalogue, or none to roll back to
-           └─ CheckpointRefused    422: it cannot be read, or its self-test failed; nothing has changed
-    """
-
-    code = "engine_failed"
-    retryable = True
-
-    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class QueueFull(EngineError):
-    """Every row is taken and the queue is full."""
-
-    code = "queue_full"
-
-
-class EngineLoading(EngineError):
-    """No checkpoint is ready yet."""
-
-    code = "loading"
-
-
-class EngineStopping(EngineError):
-    """The server is shutting down."""
-
-    code = "shutting_down"
-
-
-class EngineFailed(EngineError):
-    """The worker died too often in a row, or its self-test failed."""
-
-    code = "engine_failed"
-
-
-class QueueTimeout(EngineError):
-    """No row became free in time."""
-
-    code = "queue_timeout"
-
-
-class CheckpointGone(EngineError):
-    """The checkpoint that a request names is not loaded (any more)."""
-
-    code = "checkpoint_gone"
-    retryable = False
-
-
-class PromotionError(EngineError):
-    """Another checkpoint was to be served, and is not; the one before goes on serving."""
-
-    retryable = False
-
-
-class PromotionInProgress(PromotionError):
-    """Another promotion runs, or two checkpoints are still in use."""
-
-    code = "promotion_in_progress"
-    retryable = True
-
-
-class CheckpointNotFound(PromotionError):
-    """No checkpoint of this id is in the catalogue, or there is none to roll back to."""
-
-    code = "checkpoint_not_found"
-
-
-class CheckpointRefused(PromotionError):
-    """The checkpoint cannot be read or trusted, or its self-test failed; nothing has changed."""
-
-    code = "checkpoint_refused"
-
-
 @dataclass(frozen=True, slots=True)
 class ServedCheckpoint:
     """A checkpoint that a worker has loaded and whose self-test has passed."""
@@ -131,7 +45,7 @@ class EngineStatus:
 
     state: State
     heartbeat_age_s: float
-    """Seconds since the worker was last heard of; infinite before that."""
+    """Seconds since the worker was last heard from; infinite before that."""
     step_age_s: float
     """Seconds since the last step if work waits, else 0."""
     running: int
@@ -213,8 +127,8 @@ class TextStream(Protocol):
         """The result, once iteration has ended."""
         ...
 
-    def cancel(self, where: str) -> None:
-        """End the generation. ``where`` is ``running``, ``queued`` or ``shutdown``, for the metric; idempotent."""
+    def cancel(self) -> None:
+        """End the generation and free its row. Idempotent."""
         ...
 
     def __aiter__(self) -> AsyncIterator[Chunk]: ...
@@ -243,6 +157,8 @@ class EngineOptions:
     max_queue: int | None
     queue_timeout_s: float
     stream_buffer_tokens: int
+    environment: Mapping[str, str]
+    """This process's variables; a worker gets those of them that it needs, and no key."""
 
 
 class Engine(Protocol):
@@ -261,8 +177,12 @@ class Engine(Protocol):
         """The current checkpoint, and the one before it while streams use it."""
         ...
 
+    def find(self, checkpoint_id: str | None = None) -> ServedCheckpoint:
+        """The loaded checkpoint of this id, the current one if none is named. Raises EngineError."""
+        ...
+
     def submit(self, request: GenerationRequest) -> TextStream:
-        """Admit a request or raise EngineError, at once: nothing is awaited, so a refusal can still choose a status line."""
+        """Admit a request or raise EngineError, at once: nothing is awaited, so an error can still choose a status line."""
         ...
 
     async def start(self) -> None:
@@ -274,6 +194,10 @@ class Engine(Protocol):
 
         Returns when it serves; running streams end on theirs. Raises PromotionError, and then nothing has changed.
         """
+        ...
+
+    def cancel_promotion(self) -> None:
+        """End the promotion that is loading a checkpoint, which then raises CheckpointRefused. Raises CheckpointNotFound if none is."""
         ...
 
     async def rollback(self) -> ServedCheckpoint:

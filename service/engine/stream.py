@@ -10,23 +10,44 @@ import asyncio
 import time
 from array import array
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Self
+from typing import Protocol, Self
 
 from model.tokenizer.base import Detokenizer
-from service.engine.interface import Chunk, Completion, EngineError, FinishReason, GenerationRequest, ServedCheckpoint, TokenLogprob
+from service.engine.errors import EngineError
+from service.engine.interface import Chunk, Completion, FinishReason, GenerationRequest, ServedCheckpoint, TokenLogprob
 from service.engine.stop_strings import StopMatcher
-
-if TYPE_CHECKING:
-    from service.engine.supervisor import Supervisor
 
 WireLogprobs = list[tuple[float, list[tuple[int, float]]]]
 
 
-class EngineStream:
-    """`interface.TextStream`. Its supervisor calls `on_started`, `on_tokens` and `fail`; a route iterates."""
+class StreamOwner(Protocol):
+    """What a stream asks of the engine."""
 
-    def __init__(self, supervisor: Supervisor, checkpoint: ServedCheckpoint, request: GenerationRequest, order: int, buffer: int) -> None:
-        self.supervisor, self.checkpoint, self.request, self.order, self.buffer = supervisor, checkpoint, request, order, buffer
+    def submit(self, stream: EngineStream) -> None:
+        """Generate for it, or go on after the tokens that it has."""
+        ...
+
+    def withdraw(self, stream: EngineStream) -> None:
+        """Stop generating for it; it will be submitted again."""
+        ...
+
+    def release(self, stream: EngineStream) -> None:
+        """It is over. Idempotent."""
+        ...
+
+
+class EngineStream:
+    """`interface.TextStream`. Its owner calls `on_started`, `on_tokens` and `fail`; a route iterates.
+
+    ``order`` is its place in the queue; ``buffer`` how many tokens may wait unread before it is suspended.
+    """
+
+    def __init__(self, owner: StreamOwner, checkpoint: ServedCheckpoint, request: GenerationRequest, order: int, buffer: int) -> None:
+        self.owner = owner
+        self.checkpoint = checkpoint
+        self.request = request
+        self.order = order
+        self.buffer = buffer
         self.tokens = array("i")  # everything generated, up to the end of a stop: what a rebuilt sequence goes on from
         self.ends = array("q")  # offset of each decoded token's end in the text, whose last character may be yet to come
         self.wire_logprobs: WireLogprobs = []  # of each token, if asked for
@@ -60,7 +81,7 @@ class EngineStream:
             self.started, self.queue_s = True, waited_s
 
     def on_tokens(self, tokens: list[int], logprobs: WireLogprobs | None, finished: bool) -> None:
-        """What a burst drew."""
+        """What a step sampled."""
         if self.first_token is None:
             self.first_token = time.monotonic()
         if logprobs is not None:
@@ -70,7 +91,7 @@ class EngineStream:
             self.finish_reason = "length"
         elif len(self.tokens) - len(self.ends) > self.buffer:
             self.suspended = True
-            self.supervisor.withdraw(self)
+            self.owner.withdraw(self)
         self.wake.set()
 
     def fail(self, error: EngineError) -> None:
@@ -83,7 +104,7 @@ class EngineStream:
         """The request's time is over: what was generated is kept."""
         if not self.is_over:
             self.finish_reason = "timeout"
-            self.supervisor.release(self, None)
+            self.owner.release(self)
             self.wake.set()
 
     # ---- the reader's side ---------------------------------------------------------------------------------------------
@@ -92,15 +113,14 @@ class EngineStream:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self.cancel("running" if self.started else "queued")
+        self.cancel()
 
-    def cancel(self, where: str) -> None:
+    def cancel(self) -> None:
         """See `interface.TextStream`."""
         if not self.closed:
-            unfinished = not self.is_over
             self.closed = True
             self.deadline.cancel()
-            self.supervisor.release(self, where if unfinished else None)
+            self.owner.release(self)
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         sent = self.request.skip_tokens  # tokens whose text the client has
@@ -115,16 +135,16 @@ class EngineStream:
                 first, sent = sent, safe
                 yield Chunk(safe, text, tuple(self.logprobs[first:safe]))
             if self.error is not None:
-                self.cancel("failed")
+                self.cancel()
                 raise self.error
             if is_last:
                 rest = self.hand_out(self.released + len(self.pending), after=self.ends[sent - 1] if 0 < sent <= len(self.ends) else 0)
-                self.cancel("finished")
+                self.cancel()
                 if rest and sent <= len(self.ends):  # a stop that begins inside a token leaves a part of it
                     yield Chunk(len(self.tokens), rest)
             elif self.suspended:
                 self.suspended = False
-                self.supervisor.submit(self)
+                self.owner.submit(self)
 
     def decode(self) -> None:
         """Turn new tokens into text, looking for stops. The half of a character stays behind: it is no text yet."""
@@ -154,7 +174,7 @@ class EngineStream:
         self.pending = (self.pending + "".join(pieces))[: cut - self.released]
         del self.tokens[len(self.ends) :]
         self.finish_reason = "stop"
-        self.supervisor.release(self, None)
+        self.owner.release(self)
 
     def count_safe(self) -> int:
         """How many tokens' text can be sent whole: no stop may begin in it any more."""

@@ -14,7 +14,7 @@ import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.engine.interface import EngineError
+from service.engine.errors import EngineError
 from service.errors import CLIENT_GONE, ApiError, as_api_error, error_response, is_openai
 from service.request_state import RequestState
 from service.state import Service

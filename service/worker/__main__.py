@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 
 from model.checkpoint.manifest import CheckpointError
 from service.worker.core import EngineCore
@@ -25,6 +26,24 @@ PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 class SocketClosedError(Exception):
     """The API process has closed its end: time to leave."""
+
+
+EXPECTED = (CheckpointError, UnusableError, SelfTestError)
+"""What a checkpoint, a setting or a machine is at fault for, in words for people."""
+
+
+def explain(error: Exception) -> str:
+    """One line on why this worker cannot serve and what would help; empty if only a programmer can tell. Asks for no torch."""
+    kind, text = type(error).__name__, " ".join(str(error).split())[:1000]
+    if isinstance(error, EXPECTED):
+        return text
+    if kind == "OutOfMemoryError":
+        return f"the GPU has too little free memory: lower --max-batch, end what else uses it, or choose --device cpu ({text})"
+    if kind == "AcceleratorError" or text.startswith("CUDA error"):
+        return f"the GPU cannot be used: it may be busy, or too old for this PyTorch; choose --device cpu ({text})"
+    if isinstance(error, MemoryError):
+        return f"there is too little memory: lower --max-batch ({text or 'out of memory'})"
+    return ""
 
 
 class Worker:
@@ -44,8 +63,13 @@ class Worker:
             return
         try:
             self.core, ready = load(start, lambda phase: self.send(Loading(phase)))
-        except (CheckpointError, UnusableError, SelfTestError, MemoryError) as error:
-            self.send(Broken(str(error)))
+        except SocketClosedError:
+            raise
+        except Exception as error:
+            if not (reason := explain(error)):
+                traceback.print_exc()
+                reason = f"an unexpected error, whose traceback is in the log: {error!r:.300}"
+            self.send(Broken(reason))
             return
         self.send(ready)
         self.main_loop(self.core)

@@ -242,16 +242,15 @@ def test_the_best_of_a_run_is_followed(catalogue: Catalogue, tmp_path: Path) -> 
 
 
 def test_only_signed_checkpoints_on_demand(catalogue: Catalogue, tmp_path: Path) -> None:
-    """``--require-signature``: unsigned and wrongly signed ones neither start nor are promoted."""
+    """``--trusted-keys``: unsigned and wrongly signed ones neither start nor are promoted."""
     signed, unsigned = make_checkpoint(tmp_path / "signed", 0), make_checkpoint(tmp_path / "unsigned", 1)
     key = new_private_key(tmp_path / "key.pem")
     sign(signed, (signed / "manifest.json").read_bytes(), key)
-    trusted = ("--require-signature", "--trusted-keys", public_key_text(key))
-    other = ("--require-signature", "--trusted-keys", public_key_text(new_private_key(tmp_path / "other.pem")))
+    trusted = ("--trusted-keys", public_key_text(key))
+    other = ("--trusted-keys", public_key_text(new_private_key(tmp_path / "other.pem")))
     for path, flags, words in (
         (unsigned, trusted, "manifest.sig is missing"),
         (signed, other, "not made by any of the 1 trusted keys"),
-        (signed, ("--require-signature",), "FOLIO_TRUSTED_KEYS"),
     ):
         server = Server(path, *flags, ready=False)
         assert server.wait() != 0

@@ -16,11 +16,13 @@ from model.config import GPTConfig
 from model.gpt import GPT
 from model.params import SamplingParams
 from model.tokenizer.char import CharTokenizer
+from service.engine.interface import EngineOptions
 from service.worker.core import EngineCore
 from service.worker.messages import Submit
 from service.worker.runners.interface import Runner
 from service.worker.runners.native import NativeRunner
 from service.worker.runners.pytorch import TorchRunner
+from tests.engine.engines import engine_options
 
 TEXT = "\n abcdefghij"
 BLOCK = 32
@@ -71,6 +73,11 @@ def ticking() -> Callable[[], float]:
     """A clock on which everything takes a millisecond: what is scheduled does not depend on how fast the machine is."""
     ticks = count()
     return lambda: next(ticks) * 0.001
+
+
+@pytest.fixture
+def options(checkpoint_dir: Path, kernel_cache: Path) -> EngineOptions:
+    return engine_options(checkpoint_dir, kernel_cache)
 
 
 MakeCore = Callable[..., EngineCore]

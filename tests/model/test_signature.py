@@ -8,8 +8,8 @@ import pytest
 
 from model.checkpoint.files import read_checkpoint, write_checkpoint
 from model.checkpoint.loading import checkpoint_files
-from model.checkpoint.manifest import CheckpointError
-from model.checkpoint.signature import SIGNATURE, SignatureError, new_private_key, public_key_text, read_private_key
+from model.checkpoint.manifest import SIGNATURE, CheckpointError
+from model.checkpoint.signature import SignatureError, new_private_key, public_key_text, read_private_key
 from model.gpt import GPT
 from model.tokenizer.char import CharTokenizer
 from training.__main__ import main

@@ -9,19 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from model.params import SamplingParams
 from model.tokenizer.char import CharTokenizer
-from service.engine.interface import (
-    CheckpointNotFound,
-    Chunk,
-    Completion,
-    EngineError,
-    EngineStatus,
-    EngineStopping,
-    FinishReason,
-    GenerationRequest,
-    QueueFull,
-    ServedCheckpoint,
-    TokenLogprob,
-)
+from service.engine.errors import CheckpointGone, CheckpointNotFound, EngineError, EngineFailed, EngineLoading, EngineStopping, QueueFull
+from service.engine.interface import Chunk, Completion, EngineStatus, FinishReason, GenerationRequest, ServedCheckpoint, TokenLogprob
 
 CHARACTERS = "\n !#$%&'()*+,-.:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyzé\r\u0085\u2028😀"
 
@@ -60,19 +49,19 @@ class FakeStream:
     engine: FakeEngine
     request: GenerationRequest
     checkpoint: ServedCheckpoint
-    cancelled: str | None = None
+    cancelled: bool = False
     completion: Completion = field(init=False)
     generated: int = 0
 
-    def cancel(self, where: str) -> None:
-        self.cancelled = self.cancelled or where
+    def cancel(self) -> None:
+        self.cancelled = True
         self.engine.streams.discard(self)
 
     async def __aenter__(self) -> FakeStream:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self.cancel("running")
+        self.cancel()
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         engine, params = self.engine, self.request.params
@@ -135,6 +124,18 @@ class FakeEngine:
         ages = (self.heartbeat_age_s, self.step_age_s)
         return EngineStatus(self.state, *ages, len(self.streams), 0, 8, self.generated, 0, self.message)  # type: ignore[arg-type]
 
+    def find(self, checkpoint_id: str | None = None) -> ServedCheckpoint:
+        if self.state == "failed":
+            raise EngineFailed("the engine has failed")
+        if not self.loaded and self.state == "stopping":
+            raise EngineStopping("the server is shutting down")
+        if not self.loaded:
+            raise EngineLoading("the model is being loaded")
+        for checkpoint in self.loaded:
+            if checkpoint_id in (None, checkpoint.id):
+                return checkpoint
+        raise CheckpointGone("the checkpoint that the request names is not loaded")
+
     def submit(self, request: GenerationRequest) -> FakeStream:
         if self.state == "stopping":
             raise EngineStopping("the server is shutting down")
@@ -154,6 +155,9 @@ class FakeEngine:
             raise CheckpointNotFound("no such checkpoint")
         self.loaded = (self.catalogue[checkpoint_id], *self.loaded[:1])
         return self.loaded[0]
+
+    def cancel_promotion(self) -> None:
+        raise CheckpointNotFound("no checkpoint is being promoted")
 
     async def rollback(self) -> ServedCheckpoint:
         if len(self.loaded) < 2:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.engine.interface import EngineError, EngineStopping, QueueTimeout
+from service.engine.errors import EngineError, EngineStopping, QueueTimeout
 from tests.service.fakes import FakeEngine, fake_checkpoint
 from tests.service.running import Running
 from tests.support.events import events, joined
