@@ -82,9 +82,9 @@ class OriginalModel(nn.Module):
 
 def original_step(text: Text, config: TrainConfig, device: torch.device) -> Callable[[], object]:
     """One step of the original script."""
-    letters = sorted(set(text.text))
+    letters = text.alphabet
     ids = {c: i for i, c in enumerate(letters)}
-    data = torch.tensor([ids[c] for c in text.text], dtype=torch.long)
+    data = torch.tensor([ids[c] for c in "".join(text.chunks())], dtype=torch.long)
     data = data[: int(0.9 * len(data))]
     model = OriginalModel(len(letters), config).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
@@ -149,9 +149,9 @@ class NanoModel(nn.Module):
 
 def nanogpt_step(text: Text, config: TrainConfig, device: torch.device) -> Callable[[], object]:
     """One step of nanoGPT with the sizes of ``config``."""
-    letters = sorted(set(text.text))
+    letters = text.alphabet
     ids = {c: i for i, c in enumerate(letters)}
-    data = torch.tensor([ids[c] for c in text.text], dtype=torch.int32)
+    data = torch.tensor([ids[c] for c in "".join(text.chunks())], dtype=torch.int32)
     data = data[: int(0.9 * len(data))]
     cuda = device.type == "cuda"
     model = NanoModel(len(letters), config).to(device).train()

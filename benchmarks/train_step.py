@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--baby", action="store_true", help="also nanoGPT's settings (slow on a CPU)")
     options = parser.parse_args()
-    text = Text("".join(chr(33 + (i * i + i // 7) % 65) for i in range(1_115_394)), "", "generated", None)
+    text = Text.of("".join(chr(33 + (i * i + i // 7) % 65) for i in range(1_115_394)), "generated")
     configs = {name: replace(PRESETS[name], device=options.device) for name in ("original", "default", "baby")}
     trainer = Trainer(configs["original"], text, RunDirectory(Path("unused")))
     device, dtype = trainer.device, trainer.dtype

@@ -20,9 +20,10 @@ from service.http.server import Server
 from service.settings import Settings
 from service.settings_table import default_text, is_secret
 from service.state import Service
-from service.telemetry import logs
+from service.telemetry import lines, logs
 
 INTERRUPTED = 130
+POLL_S = 0.02
 OTHERS_VARIABLES = frozenset({"FOLIO_DATA", "FOLIO_URL", "FOLIO_API_KEY"})
 """What training and the client read."""
 
@@ -73,23 +74,21 @@ def raise_file_limit() -> None:
 async def announce(server: Server, service: Service, started: float) -> None:
     """Say where the service is and what it runs on, once it does; end the server if it never will."""
     while not (server.started and service.engine.current) and service.engine.status.state != "failed":
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(POLL_S)
     if (current := service.engine.current) is None:
-        print(f"folio: {service.engine.status.message or 'the engine failed to start'}", file=sys.stderr, flush=True)
+        lines.stderr.write(f"folio: {service.engine.status.message or 'the engine failed to start'}")
         server.should_exit = True
         return
-    status = service.engine.status
-    print(
-        f"Folio serves {current.num_parameters:,} parameters ({current.id[:19]}) on {current.device}, {current.dtype}, {current.kernels}, "
-        f"{status.max_batch} texts at once ({current.memory_bytes >> 20} MB of cache); ready in {time.monotonic() - started:.1f} s\n"
-        f"{server.address}\n"
-        f"curl -N {server.address}/generate -H 'content-type: application/json' -d '{json_example(service)}'",
-        flush=True,
+    lines.stdout.write(
+        f"Folio serves {current.num_parameters:,} parameters ({current.id[:19]}) on {current.device}, {current.dtype}, "
+        f"{current.kernels}, {service.engine.status.max_batch} texts at once ({current.memory_bytes >> 20} MB of cache); "
+        f"ready in {time.monotonic() - started:.1f} s\n{server.address}\n"
+        f"curl -N {server.address}/generate -H 'content-type: application/json' -d '{json_example(service)}'"
     )
     if current.note:
-        print(f"It runs on PyTorch: {current.note}", flush=True)
+        lines.stdout.write(f"It runs on PyTorch: {current.note}")
     if not service.settings.client_keys():
-        print(f"No keys are set: anyone who can reach {service.settings.host} may use it.", flush=True)
+        lines.stdout.write(f"No keys are set: anyone who can reach {service.settings.host} may use it.")
 
 
 def json_example(service: Service) -> str:
@@ -110,7 +109,7 @@ async def serve(settings: Settings, started: float) -> int:
     except TimeoutError:
         pass
     except OSError as error:
-        print(f"folio: {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr)
+        lines.stderr.write(f"folio: {settings.host}:{settings.port}: {error.strerror}")
         return 1
     announcing.cancel()
     if server.force_exit:
@@ -121,13 +120,17 @@ async def serve(settings: Settings, started: float) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     started = time.monotonic()
+    lines.open_standard_files()
     settings = parse_args(argv)
     logs.configure(settings.log_level)
     raise_file_limit()
     import uvloop
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(settings, started))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(serve(settings, started))
+    finally:
+        lines.close()
 
 
 if __name__ == "__main__":

@@ -56,7 +56,15 @@ def train(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="default", help="where the other options come from (default: default)")
-    parser.add_argument("--data", metavar="FILE", help="a UTF-8 text file (default: $FOLIO_DATA, else Tiny Shakespeare, downloaded)")
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        nargs="+",
+        help="UTF-8 text: files, directories (their *.txt) and globs (default: $FOLIO_DATA, else Tiny Shakespeare, downloaded)",
+    )
+    parser.add_argument(
+        "--val-data", metavar="FILE", nargs="+", help="a text of its own to validate with (default: the last 10 %% of the text)"
+    )
     parser.add_argument(
         "--init-from", metavar="CHECKPOINT", help="begin with the weights and the tokenizer of a checkpoint of the same shape"
     )
@@ -69,10 +77,14 @@ def train(arguments: Sequence[str]) -> int:
     from training.data import load_text
     from training.distributed import join
     from training.dry_run import describe_cost
+    from training.notes import notes
     from training.run_directory import RunDirectory
     from training.trainer import Trainer
 
-    text, out = load_text(options.data), Path(options.out or f"runs/{options.preset}")
+    text = load_text(options.data, options.val_data, keep_line_ends=config.keep_line_ends)
+    out = Path(options.out or f"runs/{options.preset}")
+    for note in notes(config, given_fields(vars(options)), text):
+        print(f"note: {note}", file=sys.stderr)
     if options.dry_run:
         print(describe_cost(Trainer(config, text, RunDirectory(out))))
         return 0
@@ -84,7 +96,7 @@ def resume(arguments: Sequence[str]) -> int:
     """``python -m training resume RUN``."""
     parser = argparse.ArgumentParser(prog="python -m training resume", description="Go on with a run from its last save.")
     parser.add_argument("run", metavar="RUN", type=Path, help="the directory that was --out (default there: runs/PRESET)")
-    parser.add_argument("--data", metavar="FILE", help="the run's text, if it has been moved since")
+    parser.add_argument("--data", metavar="FILE", nargs="+", help="the run's text, if it has been moved since")
     options = parser.parse_args(arguments)
     from training.distributed import join
     from training.run_directory import RunDirectory
@@ -110,6 +122,7 @@ def run_to_end(build: Callable[[], Trainer]) -> int:
 
     from training.distributed import lost_peer
     from training.interrupt import InterruptedRunError
+    from training.notes import too_good
 
     say: Callable[[str], None] = lambda line: print(line, flush=True) if os.environ.get("RANK", "0") == "0" else None  # noqa: E731
     try:
@@ -117,7 +130,7 @@ def run_to_end(build: Callable[[], Trainer]) -> int:
         run, state, config = trainer.directory.path, trainer.state, trainer.config
         say(f"training {trainer.model.num_parameters:,} parameters on {trainer.device}, step {state.step} of {config.max_iters}, in {run}")
         trainer.run()
-        trainer.world.meet()  # the others have nothing to write, and would be gone while rank 0 still does
+        trainer.world.barrier()  # the others have nothing to write, and would be gone while rank 0 still does
     except InterruptedRunError as interrupted:
         say(f"{interrupted}: saved at step {trainer.state.step}. Go on with: python -m training resume {run}")
         return 128 + interrupted.number
@@ -128,6 +141,8 @@ def run_to_end(build: Callable[[], Trainer]) -> int:
             raise
         raise TrainingError(f"another process of this run is gone, so this one ends too: resume it ({first_line(error)})") from None
     best = trainer.state
+    if best.best_loss is not None and (word := too_good(best.best_loss)):
+        say(word)
     say(f"best validation loss {best.best_loss:.4f} at step {best.best_step}. Serve it: python -m service --checkpoint {run}/best")
     return 0
 
@@ -149,7 +164,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def end(status: int) -> NoReturn:
     """Leave. One of several processes leaves at once: now and then a thread of torch's, still there at exit, aborted a finished run."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -21,7 +21,9 @@ from model.checkpoint.manifest import CheckpointError, parse_json, read_manifest
 from model.gpt import GPT
 from training.config import TrainConfig
 from training.data import Text
+from training.dataset import Dataset
 from training.device import device_name, git_commit
+from training.evaluate import bits_per_byte
 from training.optim import Optimizers, load_named_state, named_state
 from training.run_directory import Point
 
@@ -76,6 +78,14 @@ def load_state(path: Path, model: GPT, optimizers: Optimizers) -> tuple[TrainSta
         raise CheckpointError(f"{path / STATE} does not hold a run's state") from None
 
 
+def protocol(config: TrainConfig, text: Text, data: Dataset) -> str:
+    """How the validation loss was measured."""
+    where = f"all of {text.validation.name}" if text.validation else "the last 10 %"
+    if 0 < config.eval_tokens < data.num_targets:
+        return f"mean over a sample of about {config.eval_tokens} tokens of {where}, evenly spaced windows of {config.block_size}"
+    return f"exact mean over {where}, consecutive windows of {config.block_size}"
+
+
 def all_finite(tensors: list[Tensor]) -> bool:
     """Whether no tensor holds a NaN or an infinity."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
@@ -87,26 +97,30 @@ def build_manifest(
     losses: list[float],
     config: TrainConfig,
     text: Text,
-    tokens_per_character: float,
-    device: torch.device,
+    data: Dataset,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
     """Where the weights come from. ``val_loss`` (nats per token) is null when these very weights have not been validated."""
     measured = curve[-1] if curve and curve[-1].step == state.step else None
     mean = sum(losses) / len(losses) if losses else None
+    val_loss = measured.val_loss if measured else None
     return {
         "start": "\n",
         "train_loss": measured.train_loss if measured else mean,
-        "val_loss": measured.val_loss if measured else None,
-        "val_loss_per_character": measured.val_loss * tokens_per_character if measured else None,
-        "val_loss_protocol": f"exact mean over the last 10 %, consecutive windows of {config.block_size}",
+        "train_loss_eval": measured.train_loss_eval if measured else None,
+        "val_loss": val_loss,
+        "val_loss_per_character": None if val_loss is None else val_loss * data.tokens_per_character,
+        "bits_per_byte": None if val_loss is None else bits_per_byte(val_loss, data.tokens_per_byte),
+        "temperature": measured.temperature if measured else None,
+        "val_loss_calibrated": measured.val_loss_calibrated if measured else None,
+        "val_loss_protocol": protocol(config, text, data),
         "steps": state.step,
         "seed": config.seed,
-        "data": {"name": text.name, "sha256": text.sha256, "characters": len(text.text)},
+        "data": {"name": text.name, "sha256": text.sha256, "characters": text.characters},
         "train": config.to_json(),
         "curve": [asdict(point) for point in curve],
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "device": device_name(device),
+        "device": device_name(data.train.device),
         "dtype": str(dtype).removeprefix("torch."),
         "wall_time_s": round(state.wall_time, 1),
         "git_commit": git_commit(),

@@ -12,7 +12,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     """``python -m training eval CHECKPOINT``: the full-validation loss as JSON."""
     parser = argparse.ArgumentParser(prog="python -m training eval", description="Measure a checkpoint's loss on the last 10 % of a text.")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a checkpoint's directory, such as RUN/best")
-    parser.add_argument("--data", metavar="FILE", help="the text (default: $FOLIO_DATA, else Tiny Shakespeare, downloaded)")
+    parser.add_argument("--data", metavar="FILE", nargs="+", help="the text (default: $FOLIO_DATA, else Tiny Shakespeare, downloaded)")
+    parser.add_argument("--val-data", metavar="FILE", nargs="+", help="measure on all of this text instead of on the last 10 %% of that")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)")
     options = parser.parse_args(arguments)
     from model import load_checkpoint
@@ -21,7 +22,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     from training.evaluate import evaluate_text
 
     checkpoint = load_checkpoint(options.checkpoint, choose_device(options.device))
-    print(json.dumps(evaluate_text(checkpoint, load_text(options.data))))
+    keep = checkpoint.manifest.get("train", {}).get("keep_line_ends", False)
+    print(json.dumps(evaluate_text(checkpoint, load_text(options.data, options.val_data, keep_line_ends=keep))))
     return 0
 
 
@@ -59,10 +61,10 @@ def export(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="how folio's weights are stored (default: bfloat16)"
     )
-    parser.add_argument("--data", metavar="FILE", help="the run's text, to measure the loss after rounding (default: as eval)")
+    parser.add_argument("--data", metavar="FILE", nargs="+", help="the run's text, to measure the loss after rounding (default: as eval)")
+    parser.add_argument("--val-data", metavar="FILE", nargs="+", help="the run's validation text, where it had one of its own")
     options = parser.parse_args(arguments)
     out = options.out or options.checkpoint.with_name(f"{options.checkpoint.name}-{options.to}")
-    from training.data import load_text
     from training.export import export_checkpoint, refuse_full
     from training.huggingface import export_hf
 
@@ -71,7 +73,7 @@ def export(arguments: Sequence[str]) -> int:
         export_hf(options.checkpoint, out)
         print(f"{out}: for transformers' GPT2LMHeadModel.from_pretrained")
     else:
-        loss = export_checkpoint(options.checkpoint, out, options.dtype, load_text(options.data))
+        loss = export_checkpoint(options.checkpoint, out, options.dtype, options.data, options.val_data)
         print(f"{out}: {options.dtype} weights, validation loss {loss:.6f}")
     return 0
 

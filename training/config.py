@@ -11,7 +11,19 @@ from model.config import GPTConfig
 from model.params import MAX_SEED
 
 AT_LEAST_ONE = ("vocab_size", "batch_size", "max_iters", "eval_interval", "save_interval", "log_interval")
-NOT_NEGATIVE = ("learning_rate", "muon_lr", "min_lr", "weight_decay", "grad_clip", "warmup_iters", "patience", "sample_chars", "seed")
+NOT_NEGATIVE = (
+    "learning_rate",
+    "muon_lr",
+    "min_lr",
+    "weight_decay",
+    "grad_clip",
+    "warmup_iters",
+    "patience",
+    "sample_chars",
+    "seed",
+    "eval_tokens",
+    "micro_batch_size",
+)
 FRACTIONS = ("dropout", "ema", "beta1", "beta2", "calibration_fraction")
 
 
@@ -37,8 +49,12 @@ class TrainConfig:
     """A token is a character, a byte of UTF-8, or a piece of byte-pair encoding trained on the text."""
     vocab_size: int = 1024
     """Tokens of bpe, at least 256; char and byte have as many as they have."""
+    keep_line_ends: bool = False
+    """Leave CR and CRLF in the text as they are; without it both are read as a line feed, and the run says so."""
     batch_size: int = 64
     """Sequences per step, over all processes together."""
+    micro_batch_size: int = 0
+    """Sequences computed at once by each process, gradients adding up over a step: for a batch that memory cannot hold; 0 takes all."""
     max_iters: int = 5000
     """Optimizer steps."""
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -71,6 +87,8 @@ class TrainConfig:
     """Decay of a moving average of the weights, which is then what is validated, sampled and saved; 0 turns it off."""
     eval_interval: int = 250
     """Steps between full validations (each with a sample and a picture of the loss)."""
+    eval_tokens: int = 0
+    """Validate on a sample of about so many tokens, and on everything once, at the end; 0 always takes everything."""
     save_interval: int = 250
     """Steps between saves of last/: what a crash can cost."""
     log_interval: int = 10

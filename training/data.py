@@ -1,68 +1,200 @@
-"""The text: found or downloaded, checked, split, and dealt out in batches that are a function of (seed, step)."""
+"""Texts: found or downloaded, decoded, checked and read as a stream, so that a text of any size takes the same memory."""
 
 from __future__ import annotations
 
+import codecs
+import functools
+import glob
 import hashlib
+import io
 import os
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from model.tokenizer.base import Tokenizer, TokenizerError
-from model.tokenizer.byte import ByteTokenizer
-from model.tokenizer.char import CharTokenizer
-from model.uniform import uniform_tensor
-from training.config import TrainConfig, TrainingError
+from training.config import TrainingError
+from training.encoding import explain_bytes, wide_encoding
 from training.run_directory import RunDocument
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-TRAIN_FRACTION = 0.9
+CHUNK = 1 << 20
+"""Bytes read at once."""
+NUM_CODE_POINTS = 0x110000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """A text and the sha256 of its bytes."""
+    """What is known of a text after one pass over it; ``chunks()`` reads it again."""
 
-    text: str
-    sha256: str
     name: str
-    path: str | None
-    """As the user gave it; None for the download."""
+    sha256: str
+    """Of the bytes of its files, one after the other."""
+    characters: int
+    num_bytes: int
+    """Of its characters in UTF-8."""
+    alphabet: tuple[str, ...]
+    """The distinct characters in code point order."""
+    chunks: Callable[[], Iterator[str]]
+    paths: tuple[str, ...] | None = None
+    """As the user gave them; None for the download."""
+    line_ends: tuple[str, ...] = ()
+    """Those other than a line feed that were read as one."""
+    validation: Text | None = None
+    """A text of its own to validate with; without it the last 10 % of this one."""
+
+    @classmethod
+    def of(cls, text: str, name: str = "text") -> Text:
+        """A text that is in memory already."""
+        characters, num_bytes, alphabet = survey([text])
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return cls(name=name, sha256=digest, characters=characters, num_bytes=num_bytes, alphabet=alphabet, chunks=lambda: iter([text]))
+
+    @property
+    def label(self) -> str:
+        """How a message calls it: as the user gave it."""
+        return " ".join(self.paths) if self.paths else self.name
 
 
 def cache_directory() -> Path:
-    """Where downloads are kept: ``$XDG_CACHE_HOME/folio``, by default ``~/.cache/folio``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "folio"
-
-
-def load_text(file: str | None) -> Text:
-    """The text of ``file``, of ``$FOLIO_DATA``, or Tiny Shakespeare. Raises TrainingError, saying the way out."""
-    chosen = file or os.environ.get("FOLIO_DATA")
-    path = Path(chosen) if chosen else download()
+    """What can be made again: ``$XDG_CACHE_HOME/folio``, else ``~/.cache/folio``, or a temporary directory for a user without a home."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "folio"
     try:
-        data = path.read_bytes()
+        return Path.home() / ".cache" / "folio"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"folio-{os.getuid()}"
+
+
+def load_text(data: Sequence[str] | None, validation: Sequence[str] | None = None, *, keep_line_ends: bool = False) -> Text:
+    """The text of some files, directories and globs, of ``$FOLIO_DATA``, or Tiny Shakespeare. Raises TrainingError, saying the way out."""
+    given = data or ([os.environ["FOLIO_DATA"]] if os.environ.get("FOLIO_DATA") else None)
+    text = open_files([download()] if given is None else find_files(given), keep_line_ends)
+    text = replace(text, paths=tuple(given) if given else None)
+    return replace(text, validation=load_text(validation, keep_line_ends=keep_line_ends)) if validation else text
+
+
+def load_run_text(document: RunDocument, data: Sequence[str] | None) -> Text:
+    """The text that a run was begun with: ``data``, else where it lay then, else as :func:`load_text` finds it. Raises TrainingError."""
+    keep = document.train.keep_line_ends
+    stored = document.data_paths if document.data_paths and all(map(exists, document.data_paths)) else None
+    text = load_text(data or stored, keep_line_ends=keep)
+    if text.sha256 != document.data_sha256:
+        raise TrainingError(f"{text.label} is not the text of this run ({document.data_name}, by its sha256); pass it with --data")
+    if document.validation is None:
+        return text
+    validation = load_text(document.validation["paths"], keep_line_ends=keep)
+    if validation.sha256 != document.validation["sha256"]:
+        raise TrainingError(f"{validation.label} is not the validation text that this run was begun with, by its sha256")
+    return replace(text, validation=validation)
+
+
+def exists(item: str) -> bool:
+    """Whether a path is there, or a glob finds something."""
+    return Path(item).exists() or bool(glob.glob(item, recursive=True))
+
+
+def find_files(items: Sequence[str]) -> list[Path]:
+    """Files as given, the ``*.txt`` below directories, and what globs match, in the order of the command line. Raises TrainingError."""
+    found: list[Path] = []
+    for item in items:
+        path = Path(item)
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*.txt") if file.is_file())
+            if not files:
+                raise TrainingError(f"{path} is a directory without a .txt file: name others with a glob, such as --data '{path}/**/*.md'")
+        elif path.exists() or not glob.has_magic(item):
+            files = [path]
+        else:
+            files = sorted(Path(name) for name in glob.glob(item, recursive=True) if Path(name).is_file())
+            if not files:
+                raise TrainingError(f"no file matches {item!r}")
+        found += files
+    return found
+
+
+def open_files(files: Sequence[Path], keep_line_ends: bool) -> Text:
+    """One text of several files, surveyed. Raises TrainingError."""
+    digest = hashlib.sha256()
+    line_ends: set[str] = set()
+    characters, num_bytes, alphabet = survey(read_files(files, keep_line_ends, digest.update, line_ends.update))
+    return Text(
+        name=files[0].name if len(files) == 1 else f"{files[0].parent.name or '.'} ({len(files)} files)",
+        sha256=digest.hexdigest(),
+        characters=characters,
+        num_bytes=num_bytes,
+        alphabet=alphabet,
+        chunks=functools.partial(read_files, files, keep_line_ends),
+        line_ends=() if keep_line_ends else tuple(sorted(line_ends - {"\n"})),
+    )
+
+
+def read_files(
+    files: Sequence[Path],
+    keep_line_ends: bool,
+    see_bytes: Callable[[bytes], object] = lambda data: None,
+    see_line_ends: Callable[[tuple[str, ...]], object] = lambda kinds: None,
+) -> Iterator[str]:
+    """The files' characters in chunks, each file from a line of its own on. Raises TrainingError."""
+    last = "\n"
+    for path in files:
+        decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=not keep_line_ends)
+        if last != "\n":
+            yield "\n"
+        for data in read_bytes(path):
+            see_bytes(data)
+            if b"\0" in data and wide_encoding(data):
+                raise TrainingError(explain_bytes(path))
+            try:
+                part = decoder.decode(data, final=not data)
+            except UnicodeDecodeError:
+                raise TrainingError(explain_bytes(path)) from None
+            if part:
+                last = part[-1]
+                yield part
+        kinds = decoder.newlines or ()
+        see_line_ends((kinds,) if isinstance(kinds, str) else kinds)
+
+
+def read_bytes(path: Path) -> Iterator[bytes]:
+    """A file's bytes in chunks, then an empty one. Raises TrainingError."""
+    try:
+        with path.open("rb") as file:
+            while data := file.read(CHUNK):
+                yield data
     except OSError as error:
         raise TrainingError(f"cannot read the text {path}: {error.strerror}") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TrainingError(f"{path} is not UTF-8 (byte {error.start}); convert it: iconv -t utf-8 {path} > new.txt") from None
-    return Text(text, hashlib.sha256(data).hexdigest(), path.name, chosen)
+    yield b""
 
 
-def load_run_text(document: RunDocument, data: str | None) -> Text:
-    """The text that a run was begun with: ``data``, else where it lay then, else as :func:`load_text` finds it. Raises TrainingError."""
-    stored = document.data_path if document.data_path and Path(document.data_path).exists() else None
-    text = load_text(data or stored)
-    if text.sha256 != document.data_sha256:
-        raise TrainingError(
-            f"{text.path or text.name} is not the text of this run ({document.data_name}, by its sha256); pass it with --data"
-        )
-    return text
+def survey(chunks: Iterator[str] | Sequence[str]) -> tuple[int, int, tuple[str, ...]]:
+    """Characters, bytes of UTF-8, and the distinct characters in code point order."""
+    seen = np.zeros(NUM_CODE_POINTS, bool)
+    characters = num_bytes = 0
+    for chunk in chunks:
+        seen[code_points(chunk)] = True
+        characters += len(chunk)
+        num_bytes += len(chunk.encode())
+    return characters, num_bytes, tuple(map(chr, np.flatnonzero(seen)))
+
+
+def code_points(text: str) -> NDArray[np.uint32]:
+    """(N,) the code points of N characters."""
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+
+
+def beginning(text: Text, characters: int) -> Iterator[str]:
+    """The first ``characters`` of a text, in chunks."""
+    for chunk in text.chunks():
+        if characters <= 0:
+            return
+        yield chunk[:characters]
+        characters -= len(chunk)
 
 
 def download() -> Path:
@@ -89,55 +221,3 @@ def download() -> Path:
             f"cannot keep the downloaded text as {path}: {error.strerror}; set XDG_CACHE_HOME, or pass --data FILE"
         ) from None
     return path
-
-
-def build_tokenizer(config: TrainConfig, text: Text) -> Tokenizer:
-    """The tokens of a run. BPE learns its pairs from the training part alone. Raises TrainingError."""
-    if not text.text:
-        raise TrainingError(f"{text.path or text.name} is empty")
-    if config.tokenizer == "byte":
-        return ByteTokenizer()
-    if config.tokenizer == "char":
-        return CharTokenizer.from_text(text.text)
-    from model.tokenizer.bpe import BPETokenizer
-
-    try:
-        return BPETokenizer.from_text(text.text[: split_point(len(text.text))], config.vocab_size)
-    except TokenizerError as error:
-        raise TrainingError(f"--vocab-size: {error}") from None
-
-
-def split_point(num_tokens: int) -> int:
-    """How many of the tokens are for training; the rest is for validation."""
-    return int(TRAIN_FRACTION * num_tokens)
-
-
-class Dataset:
-    """Token ids of one text, the first 90 % for training and the rest for validation, on the device that trains."""
-
-    def __init__(self, text: Text, tokenizer: Tokenizer, block_size: int, device: torch.device, calibration_fraction: float = 0.0) -> None:
-        """Raises TrainingError for a text too short for one training window and one target, UnknownCharacterError."""
-        ids = torch.tensor(tokenizer.encode(text.text), dtype=torch.uint8 if tokenizer.vocab_size <= 256 else torch.int32)
-        cut = split_point(len(ids))
-        if cut <= block_size or len(ids) - cut < 2:
-            raise TrainingError(
-                f"{text.path or text.name} has {len(ids)} tokens: too few for a context of {block_size}; "
-                f"give a longer text or a smaller --block-size"
-            )
-        held = cut - int(calibration_fraction * cut)
-        self.train, self.calibration, self.val = (part.to(device) for part in (ids[:held], ids[held:cut], ids[cut:]))
-        self.tokens_per_character = (len(self.val) - 1) / max(1, len(tokenizer.decode(self.val[1:].tolist())))
-        self.block_size = block_size
-        self.columns = torch.arange(block_size + 1, device=device)
-
-    def batch(self, seed: int, step: Tensor, batch_size: int, rows: range | None = None) -> tuple[Tensor, Tensor]:
-        """Inputs and targets (B, T) int64 of a step: windows at random offsets, a function of (seed, step) alone.
-
-        ``rows`` picks some rows of the batch, for a process that computes a part of it.
-        """
-        rows = rows or range(batch_size)
-        index = torch.arange(rows.start, rows.stop, device=self.train.device)
-        random = uniform_tensor(torch.full_like(index, seed), step * batch_size + index)
-        starts = (random * (len(self.train) - self.block_size)).long()
-        windows = self.train[starts[:, None] + self.columns].long()
-        return windows[:, :-1], windows[:, 1:]

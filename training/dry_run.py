@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from training.evaluate import full_loss
+from training.evaluate import measure
 from training.flops import flops_per_token, measure_peak, synchronize
 from training.progress import duration
 from training.trainer import Trainer
@@ -28,7 +28,7 @@ def describe_cost(trainer: Trainer) -> str:
     synchronize(device)
     seconds = (time.perf_counter() - began) / TIMED
     began = time.perf_counter()
-    full_loss(trainer.served, trainer.data.val)
+    measure(trainer.served, trainer.data, num_tokens=config.eval_tokens)
     validation = time.perf_counter() - began
     flops = flops_per_token(trainer.model.config) * config.tokens_per_step
     total = config.max_iters * seconds + -(-config.max_iters // config.eval_interval) * validation

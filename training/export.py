@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,27 +10,29 @@ import torch
 from model.checkpoint.files import read_checkpoint, write_checkpoint
 from model.checkpoint.loading import checkpoint_files, load_checkpoint
 from training.config import TrainingError
-from training.data import Dataset, Text
-from training.evaluate import full_loss
+from training.data import load_text
+from training.dataset import Dataset
+from training.evaluate import describe, measure
 from training.run_directory import writing
 
 
-def export_checkpoint(source: Path, out: Path, dtype: str, text: Text) -> float:
+def export_checkpoint(source: Path, out: Path, dtype: str, data_files: Sequence[str] | None, val_files: Sequence[str] | None) -> float:
     """Write ``out`` with weights stored as ``dtype``; the full-validation loss of the rounded weights. Raises TrainingError."""
     checkpoint = load_checkpoint(source)
-    if text.sha256 != checkpoint.manifest["data"]["sha256"]:
-        raise TrainingError(f"{text.name} is not the text that {source} was trained on: its loss would not compare; pass it with --data")
-    data = Dataset(text, checkpoint.tokenizer, checkpoint.config.block_size, torch.device("cpu"))
-    files = checkpoint_files(checkpoint.model, checkpoint.tokenizer, data.val[:256].tolist(), getattr(torch, dtype))
+    text = load_text(data_files, val_files, keep_line_ends=checkpoint.manifest.get("train", {}).get("keep_line_ends", False))
     manifest = {k: v for k, v in checkpoint.manifest.items() if k not in ("format", "files")}
+    if text.sha256 != manifest.get("data", {"sha256": text.sha256})["sha256"]:  # an imported checkpoint knows no text of its own
+        raise TrainingError(f"{text.name} is not the text that {source} was trained on: its loss would not compare; pass it with --data")
+    held_back = manifest.get("train", {}).get("calibration_fraction", 0.0)
+    data = Dataset(text, checkpoint.tokenizer, checkpoint.config.block_size, torch.device("cpu"), held_back)
+    files = checkpoint_files(checkpoint.model, checkpoint.tokenizer, data.val[:256].tolist(), getattr(torch, dtype))
     for tensor in checkpoint.model.state_dict().values():
         tensor.copy_(tensor.to(getattr(torch, dtype)))
-    loss = full_loss(checkpoint.model, data.val)
+    losses = describe(measure(checkpoint.model, data), data)
     with writing(out):
-        losses = {"val_loss": round(loss, 6), "val_loss_per_character": round(loss * data.tokens_per_character, 6)}
         write_checkpoint(out, files, manifest | losses | {"weights_dtype": dtype})
     read_checkpoint(out)
-    return loss
+    return float(losses["val_loss"])
 
 
 def refuse_full(out: Path) -> None:

@@ -37,7 +37,8 @@ class Muon(torch.optim.Optimizer):
             parameters: list[Tensor] = group["params"]
             gradients = [p.grad for p in parameters if p.grad is not None]
             for p in parameters:
-                self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                if p not in self.state:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             buffers = [self.state[p]["momentum_buffer"] for p in parameters]
             torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
             updates = torch._foreach_lerp(gradients, buffers, group["momentum"])  # Nesterov

@@ -26,6 +26,9 @@ def loss_picture(runs: Mapping[str, Sequence[Point]], title: str) -> bytes:
         marker = "o" if len(curve) == 1 else None
         best = min(curve, key=lambda point: point.val_loss)
         axes.plot(steps, [p.train_loss for p in curve], color=colour, alpha=0.4, marker=marker, label=f"{prefix}training (dropout on)")
+        if not name and any(p.train_loss_eval is not None for p in curve):
+            quiet = [float("nan") if p.train_loss_eval is None else p.train_loss_eval for p in curve]
+            axes.plot(steps, quiet, ":", color=colour, alpha=0.6, marker=marker, label="training (dropout off)")
         axes.plot(steps, [p.val_loss for p in curve], color=colour, marker=marker, label=f"{prefix}validation, whole")
         axes.plot(best.step, best.val_loss, "o", color=colour)
         axes.annotate(f"{best.val_loss:.4f}", (best.step, best.val_loss), xytext=(0, -14), textcoords="offset points", ha="center")

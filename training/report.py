@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from model.config import GPTConfig
 from model.gpt import GPT
 from model.tokenizer.base import Tokenizer
-from training.config import TrainConfig, TrainingError
-from training.data import Text
+from training.config import PRESETS, TrainConfig, TrainingError
+from training.data import SHA256, Text
+from training.dataset import Dataset
+from training.evaluate import bits_per_byte
 from training.picture import loss_picture
 from training.run_directory import Point, RunDirectory, writing
 from training.sampling import sample_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-import shlex
-
-from model.config import GPTConfig
-from training.config import PRESETS
-from training.data import SHA256
 
 
 class Reporter:
@@ -33,12 +32,12 @@ class Reporter:
         config: TrainConfig,
         text: Text,
         tokenizer: Tokenizer,
-        tokens_per_character: float,
+        data: Dataset,
         *,
         tensorboard: bool,
     ) -> None:
         self.directory, self.config, self.text, self.tokenizer = directory, config, text, tokenizer
-        self.tokens_per_character = tokens_per_character
+        self.data = data
         self.events = EventFiles(directory) if tensorboard else None
 
     def report(self, model: GPT, curve: Sequence[Point], say: Callable[[str], None]) -> None:
@@ -46,18 +45,25 @@ class Reporter:
         point = curve[-1]
         best = min(curve, key=lambda p: p.val_loss)
         self.directory.append_metrics(point)
-        mark = "  best" if best is point else ""
-        say(f"step {point.step:>6}  training {point.train_loss:.4f}  validation {point.val_loss:.4f}{mark}")
+        say(self.line(point) + ("  best" if best is point else ""))
         if word := overfitting(curve):
             say(word)
         sample = sample_text(model, self.tokenizer, self.config.seed, self.config.sample_chars)
         self.directory.write(f"samples/step-{point.step:06d}.txt", sample.encode())
         title = f"{self.text.name}, {model.num_parameters:,} parameters"
         self.directory.write("loss.png", loss_picture({"": curve}, title))
-        card = model_card(model.config, self.config, self.text, self.tokens_per_character, curve, sample)
+        card = model_card(model.config, self.config, self.text, self.data, curve, sample)
         self.directory.write("README.md", card.encode())
         if self.events:
             self.events.write(point, self.config.learning_rate, sample)
+
+    def line(self, point: Point) -> str:
+        """One validation in words. Training is said twice: as the steps saw it, dropout on, and as validation sees it."""
+        words = f"step {point.step:>6}  training {point.train_loss:.4f}"
+        words += "" if point.train_loss_eval is None else f" (dropout off {point.train_loss_eval:.4f})"
+        words += f"  validation {point.val_loss:.4f} ({bits_per_byte(point.val_loss, self.data.tokens_per_byte):.3f} bits per byte)"
+        words += "" if point.temperature is None else f", {point.val_loss_calibrated:.4f} at temperature {point.temperature}"
+        return words + ("" if point.val_loss_whole is None else f", {point.val_loss_whole:.4f} over everything")
 
 
 class EventFiles:
@@ -100,22 +106,26 @@ def overfitting(curve: Sequence[Point]) -> str | None:
     )
 
 
-def model_card(model: GPTConfig, config: TrainConfig, text: Text, tokens_per_character: float, curve: Sequence[Point], sample: str) -> str:
+def model_card(model: GPTConfig, config: TrainConfig, text: Text, data: Dataset, curve: Sequence[Point], sample: str) -> str:
     """The card as Markdown; figures are of the best validation so far."""
     best = min(curve, key=lambda point: point.val_loss)
-    rows = "\n".join(f"| {p.step} | {p.train_loss:.4f} | {p.val_loss:.4f} |" for p in curve)
+    rows = "\n".join(f"| {p.step} | {figure(p.train_loss)} | {figure(p.train_loss_eval)} | {figure(p.val_loss)} |" for p in curve)
     quoted = "\n".join("    " + line for line in sample.splitlines())
     shape = f"{model.n_layer} layers, {model.n_head} heads of {model.head_size}, {model.n_embd} wide, context {model.block_size}"
     tokens = {"char": "distinct", "byte": "tokens: the bytes", "bpe": "tokens of BPE, trained on it"}[config.tokenizer]
     loss = f"Validation loss {best.val_loss:.4f} nats per {'character' if config.tokenizer == 'char' else 'token'}"
-    per_character = "" if config.tokenizer == "char" else f" ({best.val_loss * tokens_per_character:.4f} per character)"
+    per_character = "" if config.tokenizer == "char" else f" ({best.val_loss * data.tokens_per_character:.4f} per character)"
+    measured = f"{bits_per_byte(best.val_loss, data.tokens_per_byte):.3f} bits per byte"
+    measured += f", {best.val_loss_calibrated:.4f} nats at temperature {best.temperature}" if best.temperature else ""
+    where = f"all of {text.validation.name}" if text.validation else "the last 10 % of the text"
+    part = "" if text.validation else "the first 90 % of "
     return f"""# A model of {text.name}
 
-A decoder-only Transformer of {model.num_parameters:,} parameters ({shape}), trained on the first 90 % of {text.name}
-({len(text.text):,} characters; {model.vocab_size} {tokens}).
+A decoder-only Transformer of {model.num_parameters:,} parameters ({shape}), trained on {part}{text.name}
+({text.characters:,} characters; {model.vocab_size} {tokens}).
 
-**{loss}**{per_character} at step {best.step}: the exact mean over the last 10 % of the text,
-in consecutive windows of {model.block_size}. The lowest of {len(curve)} validations, so it flatters a little.
+**{loss}**{per_character} at step {best.step}, {measured}: the mean over {where},
+in consecutive windows of {model.block_size}, dropout off. The lowest of {len(curve)} validations, so it flatters a little.
 
 ![loss against steps](loss.png)
 
@@ -133,10 +143,15 @@ After step {curve[-1].step}, plain multinomial sampling:
 
 ## All validations
 
-| step | training loss | validation loss |
-|---|---|---|
+| step | training loss, dropout on | training loss, dropout off | validation loss |
+|---|---|---|---|
 {rows}
 """
+
+
+def figure(loss: float | None) -> str:
+    """A loss in a table."""
+    return "" if loss is None else f"{loss:.4f}"
 
 
 def command_line(config: TrainConfig, text: Text) -> str:
@@ -146,7 +161,9 @@ def command_line(config: TrainConfig, text: Text) -> str:
     nearest = min(differences, key=lambda name: len(differences[name]))
     words = ["python", "-m", "training", "--preset", nearest]
     if text.sha256 != SHA256:
-        words += ["--data", text.name]
+        words += ["--data", *(text.paths or [text.name])]
+    if text.validation:
+        words += ["--val-data", *(text.validation.paths or [text.validation.name])]
     for field in differences[nearest]:
         flag, value = field.replace("_", "-"), fields[field]
         words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]

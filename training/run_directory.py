@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from model.checkpoint.files import dump_json, write_checkpoint
 from training.config import TrainConfig, TrainingError
@@ -37,25 +37,51 @@ class Point:
     train_loss: float
     """Mean over the steps since the validation before, dropout on, in nats per token."""
     val_loss: float
-    """Exact mean over the validation split, dropout off."""
+    """Exact mean over the validation split (with ``eval_tokens`` over a sample of it), dropout off."""
     lr: float
     """The part of the peak learning rate in use."""
+    train_loss_eval: float | None = None
+    """Over as much of the training text, dropout off."""
+    temperature: float | None = None
+    """The best one on the calibration slice."""
+    val_loss_calibrated: float | None = None
+    """``val_loss`` at that temperature."""
+    val_loss_whole: float | None = None
+    """Exact, at the end of a run whose validations were samples."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunDocument:
     """``config.json``: what makes the run reproducible."""
 
     train: TrainConfig
     data_name: str
     data_sha256: str
-    data_path: str | None
+    data_paths: list[str] | None
+    """As they were given: files, directories, globs."""
+    validation: dict[str, Any] | None = None
+    """``paths`` and ``sha256`` of the validation text, where it is one of its own."""
     init_from: dict[str, Any] | None = None
     """Id and steps of the checkpoint whose weights the run began with."""
 
     def to_json(self) -> dict[str, Any]:
-        data = {"name": self.data_name, "sha256": self.data_sha256, "path": self.data_path}
-        return {"train": self.train.to_json(), "data": data} | ({"init_from": self.init_from} if self.init_from else {})
+        data = {"name": self.data_name, "sha256": self.data_sha256, "paths": self.data_paths}
+        rest = {"validation": self.validation, "init_from": self.init_from}
+        return {"train": self.train.to_json(), "data": data} | {name: value for name, value in rest.items() if value}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_json`. Raises TrainingError, KeyError and TypeError."""
+        data = document["data"]
+        paths = data.get("paths") or ([data["path"]] if data.get("path") else None)  # path: runs of before there could be several
+        return cls(
+            train=TrainConfig.from_json(document["train"]),
+            data_name=data["name"],
+            data_sha256=data["sha256"],
+            data_paths=paths,
+            validation=document.get("validation"),
+            init_from=document.get("init_from"),
+        )
 
 
 class RunDirectory:
@@ -85,9 +111,7 @@ class RunDirectory:
             raise TrainingError(f"{path} has no last/ checkpoint to resume from; start a run with `python -m training --out {path}`")
         try:
             document = json.loads((path / "config.json").read_bytes())
-            data = document["data"]
-            train = TrainConfig.from_json(document["train"])
-            return cls(path), RunDocument(train, data["name"], data["sha256"], data.get("path"), document.get("init_from"))
+            return cls(path), RunDocument.from_json(document)
         except TrainingError as error:
             raise TrainingError(f"{path / 'config.json'}: {error}") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -165,5 +189,5 @@ def read_metrics(run: Path) -> Sequence[Point]:
     for line in lines:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             value = json.loads(line)
-            points.append(Point(value["step"], value["train_loss"], value["val_loss"], value["lr"]))
+            points.append(Point(**value))
     return points

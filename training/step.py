@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from model.gpt import GPT
 from model.uniform import mix64
 from training.config import TrainConfig
-from training.data import Dataset
+from training.dataset import Dataset
 from training.optim import Optimizers, dropout_at, set_learning_rates
 
 WARM_UP_STEPS = 3
@@ -65,17 +67,36 @@ class TrainStep:
         self.step.fill_(step)
 
     def loss_and_gradient(self) -> Tensor:
-        """Forward and backward on this step's batch, the gradient clipped."""
-        x, y = self.data.batch(self.config.seed, self.step, self.config.batch_size, self.rows)
+        """Forward and backward on this step's batch, in parts if it has to be; the gradient clipped."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        *parts, last = self.micro_batches()
+        with self.without_exchange():
+            losses = [self.micro_step(rows) for rows in parts]
+        losses.append(self.micro_step(last))
+        if self.config.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def micro_step(self, rows: range) -> Tensor:
+        """Forward and backward of some rows; their share of the loss."""
+        x, y = self.data.batch(self.config.seed, self.step, self.config.batch_size, rows)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.forward(x)
         loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
-        for parameter in self.parameters:
-            parameter.grad = None
+        if len(rows) < len(self.rows):
+            loss = loss * (len(rows) / len(self.rows))
         torch.autograd.backward(loss)
-        if self.config.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
         return loss.detach()
+
+    def micro_batches(self) -> list[range]:
+        """This process's rows, at most ``micro_batch_size`` at a time."""
+        size = self.config.micro_batch_size or len(self.rows)
+        return [self.rows[at : at + size] for at in range(0, len(self.rows), size)]
+
+    def without_exchange(self) -> AbstractContextManager[None]:
+        """Several processes exchange gradients once, with the last part."""
+        return self.forward.no_sync() if isinstance(self.forward, DistributedDataParallel) else nullcontext()
 
     def update(self, optimizers: Optimizers) -> None:
         """Apply the gradient."""

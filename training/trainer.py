@@ -10,6 +10,8 @@ import contextlib
 import math
 import signal
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,10 +23,11 @@ from model.gpt import GPT
 from model.tokenizer.base import Tokenizer
 from training.checkpoint import TrainState, all_finite, build_manifest, load_state, state_files
 from training.config import TrainConfig
-from training.data import Dataset, Text, build_tokenizer, load_run_text
+from training.data import Text, load_run_text
+from training.dataset import Dataset, build_tokenizer
 from training.device import choose_device, choose_dtype, prepare
-from training.distributed import World
-from training.evaluate import full_loss
+from training.distributed import ONE_PROCESS, World
+from training.evaluate import mean_losses, measure
 from training.flops import flops_per_token, measure_peak
 from training.interrupt import InterruptedRunError, StopSignals
 from training.optim import MovingAverage, build_optimizers, schedule
@@ -32,8 +35,6 @@ from training.progress import LossLog, Progress, diverged, first_not_finite
 from training.report import Reporter
 from training.run_directory import Point, RunDirectory, RunDocument, read_metrics
 from training.step import build_step, compile_step
-
-ONE_PROCESS = World()
 
 
 class Trainer:
@@ -56,9 +57,7 @@ class Trainer:
         self.state = TrainState()
         self.origin: dict[str, Any] | None = None
         self.curve: list[Point] = []
-        self.reporter = Reporter(
-            directory, config, text, self.tokenizer, self.data.tokens_per_character, tensorboard=config.tensorboard and world.is_main
-        )
+        self.reporter = Reporter(directory, config, text, self.tokenizer, self.data, tensorboard=config.tensorboard and world.is_main)
         forward = world.wrap(self.model, self.device)
         rows = world.rows(config.batch_size)
         self.step = build_step(self.model, forward, self.optimizers, self.data, config, self.dtype, rows)
@@ -73,11 +72,23 @@ class Trainer:
             trainer.model.load_state_dict(init.model.state_dict())
             trainer.origin = {"id": init.id, "steps": init.manifest.get("steps")}
         if world.is_main:
-            trainer.directory.create(RunDocument(config, text.name, text.sha256, text.path, trainer.origin))
+            trainer.directory.create(trainer.document())
         return trainer
 
+    def document(self) -> RunDocument:
+        """What ``config.json`` of the run holds."""
+        text, validation = self.text, self.text.validation
+        return RunDocument(
+            train=self.config,
+            data_name=text.name,
+            data_sha256=text.sha256,
+            data_paths=list(text.paths) if text.paths else None,
+            validation={"paths": list(validation.paths or ()), "sha256": validation.sha256} if validation else None,
+            init_from=self.origin,
+        )
+
     @classmethod
-    def resume(cls, out: Path, data: str | None = None, world: World = ONE_PROCESS) -> Trainer:
+    def resume(cls, out: Path, data: Sequence[str] | None = None, world: World = ONE_PROCESS) -> Trainer:
         """The run in ``out`` as it was at its last save. Raises TrainingError and CheckpointError."""
         directory, document = RunDirectory.open(out)
         text = load_run_text(document, data)
@@ -137,7 +148,7 @@ class Trainer:
 
     def checked_losses(self) -> list[float]:
         """The losses since the last validation. Raises TrainingError at the first that is not finite."""
-        losses = self.losses.values(self.world.mean)
+        losses = self.losses.values(self.world.dist_mean)
         if (bad := first_not_finite(losses)) is not None:
             diverged(f"the loss is {losses[bad]} at step {self.state.step - len(losses) + bad + 1}", self.directory.path)
         return losses
@@ -145,10 +156,13 @@ class Trainer:
     def validate(self, progress: Progress) -> bool:
         """Full validation, a sample and the picture; whether the loss is the best so far."""
         train_loss = fmean(self.checked_losses())
-        val_loss = self.world.share(full_loss(self.served, self.data.val) if self.world.is_main else 0.0, self.device)
+        losses = measure(self.served, self.data, num_tokens=self.config.eval_tokens, world=self.world)
+        val_loss, step = losses.val_loss, self.state.step
         if not math.isfinite(val_loss):
-            diverged(f"the validation loss is {val_loss} at step {self.state.step}", self.directory.path)
-        point = Point(self.state.step, train_loss, val_loss, schedule(self.config, self.state.step - 1))
+            diverged(f"the validation loss is {val_loss} at step {step}", self.directory.path)
+        sampled = 0 < self.config.eval_tokens < self.data.num_targets
+        whole = mean_losses(self.served, self.data.val, [1.0], world=self.world)[0] if sampled and step == self.config.max_iters else None
+        point = Point(step, train_loss, lr=schedule(self.config, step - 1), val_loss_whole=whole, **asdict(losses))
         self.losses.clear()
         self.curve.append(point)
         better = self.state.best_loss is None or val_loss < self.state.best_loss
@@ -166,9 +180,7 @@ class Trainer:
         if self.world.is_main:
             files = checkpoint_files(self.served, self.tokenizer, self.data.val[:256].tolist())
             files |= state_files(self.state, losses, self.model, self.optimizers, averaged=self.average is not None)
-            manifest = build_manifest(
-                self.state, self.curve, losses, self.config, self.text, self.data.tokens_per_character, self.device, self.dtype
-            )
+            manifest = build_manifest(self.state, self.curve, losses, self.config, self.text, self.data, self.dtype)
             if self.origin:
                 manifest["init_from"] = self.origin
             self.directory.save(self.state.step, files, manifest, best=best)
@@ -183,7 +195,7 @@ class Trainer:
         """The signal that asks for an end, or 0; several processes agree on it at log steps."""
         if self.world.size > 1 and self.state.step % self.config.log_interval:
             return 0
-        return self.world.largest(signals.received or 0, self.device)
+        return self.world.dist_max(signals.received or 0, self.device)
 
     def progress(self) -> Progress:
         """A bar, or lines, or silence for all processes but the first."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from model.tokenizer.base import Tokenizer, TokenizerError, utf8
@@ -21,6 +21,9 @@ SLICE = 1 << 20
 """Characters encoded at once: the library needs some hundred bytes for each token while it does so."""
 SAFE_CUT = re.compile(r"(?<=\S\n)(?=\S)")
 """Where no token can reach across, whatever stands around it."""
+LONGEST = 1024
+LONG_RUN = re.compile(rf"(?<!\w)\w{{{LONGEST + 1},}}|(?<![^\w\s])[^\w\s]{{{LONGEST + 1},}}|(?<!\s)\s{{{LONGEST + 1},}}")
+"""What no language has; the library needs seconds for one word of 80,000 letters, so such a run is encoded in parts of ``LONGEST``."""
 
 
 def printable_bytes() -> dict[str, int]:
@@ -52,6 +55,11 @@ class BPETokenizer(Tokenizer):
     @classmethod
     def from_text(cls, text: str, vocab_size: int) -> Self:
         """Trained on a text: ``vocab_size`` tokens, fewer where the text has no more pairs to merge. Raises TokenizerError below 256."""
+        return cls.from_chunks([text], vocab_size)
+
+    @classmethod
+    def from_chunks(cls, chunks: Iterable[str], vocab_size: int) -> Self:
+        """The same, of a text that comes in parts."""
         from tokenizers import Tokenizer as Library
         from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -62,13 +70,13 @@ class BPETokenizer(Tokenizer):
         library.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
-        library.train_from_iterator(slices(text), trainer)
+        library.train_from_iterator(slices(chunks), trainer)
         return cls(library)
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
         utf8(self, text)  # the library would fail on a surrogate with an error of its own
-        return [i for part in slices(text) for i in self.library.encode(part, add_special_tokens=False).ids]
+        return [i for part in slices([text]) for i in self.library.encode(part, add_special_tokens=False).ids]
 
     def to_json(self) -> dict[str, Any]:
         """See `Tokenizer`: the library's own JSON, under ``tokenizer``."""
@@ -105,10 +113,27 @@ def token_bytes(library: Library) -> list[bytes]:
     return tokens
 
 
-def slices(text: str) -> Iterator[str]:
-    """A long text in parts that are encoded as they would be together."""
+def slices(chunks: Iterable[str]) -> Iterator[str]:
+    """A text, which may come in parts, in parts that are encoded as they would be together, but for runs longer than ``LONGEST``."""
+    rest = ""
+    for chunk in chunks:
+        rest += chunk
+        begin = 0
+        while len(rest) - begin > SLICE and (cut := SAFE_CUT.search(rest, begin + SLICE)):
+            yield from bounded(rest[begin : cut.start()])
+            begin = cut.start()
+        rest = rest[begin:]
+        if len(rest) > 8 * SLICE:  # one line without an end: cut it anywhere
+            yield from bounded(rest)
+            rest = ""
+    yield from bounded(rest)
+
+
+def bounded(text: str) -> Iterator[str]:
+    """A text cut inside its long runs."""
     begin = 0
-    while len(text) - begin > SLICE and (cut := SAFE_CUT.search(text, begin + SLICE)):
-        yield text[begin : cut.start()]
-        begin = cut.start()
+    for run in LONG_RUN.finditer(text):
+        for cut in range(run.start() + LONGEST, run.end(), LONGEST):
+            yield text[begin:cut]
+            begin = cut
     yield text[begin:]

@@ -8,6 +8,8 @@ import time
 import traceback
 from typing import Any
 
+from service.telemetry import lines
+
 logger = logging.getLogger("folio")
 
 
@@ -30,9 +32,17 @@ def describe(error: BaseException) -> dict[str, Any]:
     return {"error": type(error).__name__, "where": [f"{f.filename}:{f.lineno} {f.name}" for f in frames[-12:]]}
 
 
+class LinesHandler(logging.Handler):
+    """Hands lines to the thread that writes them to standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Never waits."""
+        lines.stderr.write(self.format(record))
+
+
 def configure(level: str) -> None:
     """Send everything, uvicorn's lines too, to standard error as JSON."""
-    handler = logging.StreamHandler()
+    handler = LinesHandler()
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))  # its news is told by `announce`

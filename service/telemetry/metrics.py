@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from service.engine.interface import Engine
 from service.errors import STATUS
+from service.telemetry import lines
 
 Where = Literal["queued", "running", "shutdown"]
 
@@ -64,6 +65,7 @@ class EngineCollector(Collector):
         yield GaugeMetricFamily("folio_engine_max_batch_size", "Rows that a step can compute", value=status.max_batch)
         yield CounterMetricFamily("folio_engine_steps", "Steps of the engine", value=status.steps)
         yield CounterMetricFamily("folio_engine_restarts", "Workers that had to be replaced", value=status.restarts)
+        yield CounterMetricFamily("folio_log_lines_dropped", "Log lines that nobody took in time", value=lines.stderr.dropped)
         info = GaugeMetricFamily("folio_model_info", "What is served", labels=("checkpoint", "fingerprint", "device", "dtype", "kernels"))
         if current := self.engine.current:
             info.add_metric((current.id, current.fingerprint, current.device, current.dtype, current.kernels), 1)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import shlex
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,8 +17,10 @@ from typing import Any
 import httpx
 import pytest
 
+from service.telemetry.lines import MAX_WAITING
 from tests.support.events import events
-from tests.support.server import ServerProcess
+from tests.support.ports import free_port
+from tests.support.server import ROOT, ServerProcess, environment
 from tests.support.wait import LIMIT_S, wait_for
 
 BODY = {"prompt": "R", "max_new_tokens": 4096, "seed": 1}
@@ -25,7 +32,7 @@ class Process(ServerProcess):
     """A service with a fake engine in a process of its own."""
 
     def __init__(self, delay: float, grace: float) -> None:
-        super().__init__("-W", "error", "-m", "tests.service.serve_fake", str(delay), str(grace))
+        super().__init__("-W", "error", "-m", "tests.service.serve_fake", str(delay), str(grace), "0")
         self.results: list[list[dict[str, Any]]] = []
 
     def stream(self) -> threading.Thread:
@@ -85,7 +92,7 @@ def test_what_a_person_sees_and_no_torch_is_imported(start: Callable[..., Proces
     assert process.http.post("/generate", json=json.loads(data[1])).status_code == 200
     assert process.end() == 0
     assert process.read_line() == "closed: True"
-    assert process.logged() == ""
+    assert {json.loads(line)["message"] for line in process.logged().splitlines()} <= {"request"}
 
 
 @pytest.mark.parametrize(
@@ -171,3 +178,66 @@ def test_every_setting_is_a_flag_and_a_variable(capsys: pytest.CaptureFixture[st
         if name not in ("api_keys", "admin_key"):  # a key on a command line is there for everyone to read
             assert "--" + name.replace("_", "-") in text
             assert f"[FOLIO_{name.upper()};" in text
+
+
+def full_pipe() -> tuple[int, int]:
+    """A pipe that takes no byte more, as one whose reader has stopped reading."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    return reader, writer
+
+
+class Bare:
+    """The service with a fake engine and standard files of the test's choice, which cannot tell where it serves."""
+
+    def __init__(self, closed: tuple[int, ...] = (), output: int = subprocess.DEVNULL) -> None:
+        self.port = free_port()
+        python = f"exec {shlex.quote(sys.executable)} -W error -m tests.service.serve_fake 0 1 {self.port}"
+        command = python + "".join(f" {number}>&-" for number in closed)
+        self.process = subprocess.Popen(["sh", "-c", command], cwd=ROOT, env=environment(), stdout=output, stderr=output)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=LIMIT_S, trust_env=False)
+        try:
+            wait_for(self.serves)
+        except AssertionError:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def serves(self) -> bool:
+        assert self.process.poll() is None
+        try:
+            return self.http.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def end(self) -> int:
+        self.http.close()
+        self.process.terminate()
+        return self.process.wait(LIMIT_S)
+
+
+def test_nobody_reads_what_it_writes() -> None:
+    """A full pipe stopped everything at the first line of the log, SIGTERM too."""
+    reader, writer = full_pipe()
+    server = Bare(output=writer)
+    try:
+        answers = [server.http.get("/nope").status_code for _ in range(MAX_WAITING + 100)]
+        assert set(answers) == {404}
+        metrics = server.http.get("/metrics").text
+        assert float(metrics.partition("\nfolio_log_lines_dropped_total ")[2].split()[0]) > 0
+    finally:
+        assert server.end() == 0
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_it_was_started_without_standard_files(closed: tuple[int, ...]) -> None:
+    """It served, and then aborted at SIGTERM: its sockets had become its standard files."""
+    server = Bare(closed)
+    assert server.http.post("/generate", json={**BODY, "stream": False}).status_code == 200
+    assert server.end() == 0

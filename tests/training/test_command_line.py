@@ -74,7 +74,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (None, "No such file or directory"),
         (b"", "is empty"),
         (b"hello", "has 5 tokens: too few for a context of 256"),
-        (b"ok \xff\xfe", "is not UTF-8 (byte 3); convert it"),
+        (b"ok \xff\xfe", "is not UTF-8 (byte 3) but looks like WINDOWS-1252; convert it"),
         ("text".encode("utf-16"), "is not UTF-8 (byte 0)"),
     ],
 )
@@ -88,7 +88,7 @@ def test_a_text_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_directory_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "Is a directory" in complaint(capsys, "--data", str(tmp_path))
+    assert "is a directory without a .txt file" in complaint(capsys, "--data", str(tmp_path))
 
 
 def test_without_a_network_the_way_out_is_named(

@@ -74,7 +74,7 @@ def test_dropout_falls_with_the_learning_rate() -> None:
 
 def test_a_run_with_falling_dropout_drops_less_and_less(tmp_path: Path, text_file: Path) -> None:
     change = {"max_iters": 6, "warmup_iters": 1, "schedule": "wsd", "decay_fraction": 0.5, "dropout": 0.5, "dropout_descent": True}
-    trainer = Trainer.start(replace(TINY, **change), load_text(str(text_file)), tmp_path / "run")  # type: ignore[arg-type]
+    trainer = Trainer.start(replace(TINY, **change), load_text([str(text_file)]), tmp_path / "run")  # type: ignore[arg-type]
     seen = []
     for step in range(6):
         trainer.step(step)
@@ -86,12 +86,12 @@ def test_a_run_with_falling_dropout_drops_less_and_less(tmp_path: Path, text_fil
 
 def test_a_run_begins_with_the_weights_of_a_checkpoint_and_never_reads_the_calibration_slice(tmp_path: Path, text_file: Path) -> None:
     config = replace(TINY, max_iters=2, eval_interval=2, sample_chars=0)
-    text = load_text(str(text_file))
+    text = load_text([str(text_file)])
     Trainer.start(config, text, tmp_path / "first").run()
     first = load_checkpoint(tmp_path / "first" / "last")
     second = Trainer.start(replace(config, calibration_fraction=0.1), text, tmp_path / "second", init=first)
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
-    assert len(second.data.calibration) == pytest.approx(0.09 * len(text.text), abs=1)
+    assert len(second.data.calibration) == pytest.approx(0.09 * text.characters, abs=1)
     assert second.data.train.tolist() + second.data.calibration.tolist() == Trainer.resume(tmp_path / "first").data.train.tolist()
     second.run()
     assert Trainer.resume(tmp_path / "second").origin == {"id": first.id, "steps": 2}

@@ -18,7 +18,8 @@ from model.tokenizer.char import CharTokenizer
 from tests.training.processes import TINY, flags
 from training.__main__ import main
 from training.config import PRESETS, TrainConfig, TrainingError
-from training.data import Dataset, Text, load_text
+from training.data import Text, load_text
+from training.dataset import Dataset
 from training.evaluate import full_loss
 from training.flops import flops_per_token
 from training.optim import MovingAverage, build_optimizers, schedule, set_learning_rates, split_parameters
@@ -39,7 +40,7 @@ def dataset(block_size: int = 7) -> Dataset:
 
 
 def as_text(text: str) -> Text:
-    return Text(text, "", "t", None)
+    return Text.of(text)
 
 
 # The text
@@ -82,18 +83,22 @@ def test_texts_are_read_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     file.write_bytes(b"\xef\xbb\xbfa\r\nb\xe2\x80\xa8\xf0\x9f\x99\x82")
     monkeypatch.setenv("FOLIO_DATA", str(file))
     text = load_text(None)
-    assert text.text == "a\r\nb\u2028\U0001f642"
-    assert (text.name, text.path) == ("t.txt", str(file))
+    assert "".join(text.chunks()) == "a\nb\u2028\U0001f642"
+    assert (text.name, text.paths, text.line_ends) == ("t.txt", (str(file),), ("\r\n",))
+    assert "".join(load_text([str(file)], keep_line_ends=True).chunks()) == "a\r\nb\u2028\U0001f642"
 
 
-@pytest.mark.parametrize(("characters", "fits"), [(18, True), (17, False)])
-def test_the_shortest_text_that_trains(tmp_path: Path, characters: int, fits: bool) -> None:
-    text = as_text(("ab" * 9)[:characters])
-    config = replace(TINY, block_size=15, max_iters=1, eval_interval=1, sample_chars=0)
-    if fits:
+@pytest.mark.parametrize(
+    ("characters", "block_size", "error"),
+    [(501, 15, None), (500, 15, "50 tokens for validation are too few"), (501, 449, None), (501, 450, "too few for a context of 450")],
+)
+def test_the_shortest_text_that_trains(tmp_path: Path, characters: int, block_size: int, error: str | None) -> None:
+    text = as_text(("ab" * 300)[:characters])
+    config = replace(TINY, block_size=block_size, max_iters=1, eval_interval=1, sample_chars=0)
+    if error is None:
         Trainer.start(config, text, tmp_path / "run").run()
     else:
-        with pytest.raises(TrainingError, match="too few for a context of 15"):
+        with pytest.raises(TrainingError, match=error):
             Trainer.start(config, text, tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
@@ -207,7 +212,7 @@ def test_a_graphed_step_does_every_update_once(optimizer: str, tmp_path: Path, m
 
     monkeypatch.setattr(GraphedStep, "capture", capture)
     monkeypatch.setattr(GraphedStep, "warm_up", warm_up)
-    text = Text("to be or not to be " * 20, "", "t", None)
+    text = Text.of("to be or not to be " * 60)
     config = replace(TINY, optimizer=optimizer)  # type: ignore[arg-type]
     plain, graphed = (Trainer(config, text, RunDirectory(tmp_path)) for _ in range(2))
     graphed.step.__class__ = GraphedStep
@@ -286,10 +291,10 @@ def test_the_command_in_the_model_card_makes_the_same_configuration(preset: str,
 
     monkeypatch.setattr(Trainer, "start", start)
     config = replace(PRESETS[preset], seed=7, tensorboard=True, learning_rate=1.25e-4)
-    text = Text("x", "0" * 64, "a b.txt", None)
+    text = Text.of("x", "a b.txt")
     words = command_line(config, text)
     assert words.startswith(f"python -m training --preset {preset} --data 'a b.txt' ")
-    monkeypatch.setattr("training.data.load_text", lambda file: text)
+    monkeypatch.setattr("training.data.load_text", lambda *files, **options: text)
     import shlex
 
     assert main(shlex.split(words)[3:]) == 2
@@ -309,7 +314,7 @@ def test_a_compiler_that_fails_does_not_break_the_run(
         raise RuntimeError("no compiler here\nand a long trace")
 
     monkeypatch.setattr(torch, "compile", fail if moment == "at once" else lambda model: fail)
-    text, config = Text("to be or not to be " * 20, "", "t", None), replace(TINY, max_iters=3, eval_interval=3)
+    text, config = Text.of("to be or not to be " * 60), replace(TINY, max_iters=3, eval_interval=3)
     compiled = Trainer.start(replace(config, compile=True), text, tmp_path / "compiled")
     assert "--compile: RuntimeError: no compiler here; going on without" in capsys.readouterr().err
     plain = Trainer.start(config, text, tmp_path / "plain")
@@ -333,7 +338,7 @@ def test_configurations_survive_json_and_unknown_options_do_not() -> None:
 @pytest.mark.filterwarnings("ignore")  # of tensorboard's own imports
 def test_tensorboard_gets_the_same_figures(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    text = Text("to be or not to be " * 20, "", "t", None)
+    text = Text.of("to be or not to be " * 60)
     trainer = Trainer.start(replace(TINY, max_iters=4, eval_interval=2, sample_chars=5, tensorboard=True), text, tmp_path / "run")
     trainer.run()
     events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()

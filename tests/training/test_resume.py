@@ -91,7 +91,7 @@ RESULT = ("last/model.safetensors", "last/optimizer.safetensors", "best/model.sa
 @pytest.mark.parametrize("change", [{}, {"ema": 0.9}, {"optimizer": "muon", "schedule": "wsd"}, {"tokenizer": "bpe", "vocab_size": 262}])
 def test_every_way_to_train_resumes_bitwise(tmp_path: Path, text_file: Path, change: dict[str, Any]) -> None:
     """Twelve steps at once, and twelve as eleven, of which the save after the eighth remains, and four."""
-    text, config = load_text(str(text_file)), replace(SHORT, **change)
+    text, config = load_text([str(text_file)]), replace(SHORT, **change)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     Trainer.start(config, text, whole).run()
     steps(Trainer.start(config, text, parts), 11)
@@ -103,7 +103,7 @@ def test_every_way_to_train_resumes_bitwise(tmp_path: Path, text_file: Path, cha
 
 def test_half_a_checkpoint_is_never_loaded(tmp_path: Path, text_file: Path) -> None:
     """What a kill leaves behind: an unfinished directory, a finished one that nothing points at yet, half a line."""
-    text = load_text(str(text_file))
+    text = load_text([str(text_file)])
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     Trainer.start(SHORT, text, whole).run()
     steps(Trainer.start(SHORT, text, parts), 8)
@@ -120,7 +120,7 @@ def test_half_a_checkpoint_is_never_loaded(tmp_path: Path, text_file: Path) -> N
 
 def test_a_crash_between_the_two_links_is_repaired(tmp_path: Path, text_file: Path) -> None:
     """`last` is swapped before `best`: a kill between them left `best` one validation behind."""
-    trainer = Trainer.start(SHORT, load_text(str(text_file)), tmp_path / "run")
+    trainer = Trainer.start(SHORT, load_text([str(text_file)]), tmp_path / "run")
     steps(trainer, 8)
     assert trainer.state.best_step == 8
     (tmp_path / "run" / "best").unlink()
