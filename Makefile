@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT   ?= 8000
 BIN    := .venv/bin
 
-.PHONY: help serve train test test-container check format bench bench-training soak dist sbom licenses clean
+.PHONY: help serve train test test-container check format golden bench bench-training soak dist sbom licenses clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
@@ -29,6 +29,9 @@ check: .venv/check ## lint, format and types
 format: .venv/check ## put the code into the one format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+golden: .venv/test ## write the golden texts anew, by the reference: for a new checkpoint or a new version of the arithmetic
+	$(BIN)/python -m tests.golden
 
 bench: .venv/serve ## measure the service over HTTP and the engine alone, and draw it
 	$(BIN)/python -m benchmarks.serving $(ARGS)
