@@ -1,4 +1,4 @@
-"""``python -m tests.golden``: write the golden files anew, by the reference. For a new shipped checkpoint, or a new version of the arithmetic."""
+"""``python -m tests.golden`` writes the golden files anew, by the reference: for a new checkpoint or a new version of the arithmetic."""
 
 import json
 import tempfile

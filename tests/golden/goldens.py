@@ -47,20 +47,25 @@ def requests(checkpoint: Checkpoint) -> list[Request]:
     over = block + block // 4
     long = ("And what is the hour? " * 40)[: block + 5]
     bias = ((size // 3, 1.5), (size // 2, -100.0), (size // 3, 0.25))
-    P = SamplingParams
     return [
-        Request("", P(seed=1, repetition_penalty=1.5, stride=block // 2, max_new_tokens=over)),
-        Request("the ", P(seed=2, stride=max(1, int(block * 0.875)), max_new_tokens=over, num_logprobs=5)),
-        Request(long, P(seed=3, stride=3, max_new_tokens=12, temperature=0.7)),
-        Request(long[: block - 2], P(seed=4, stride=1, max_new_tokens=9, temperature=1.3, num_logprobs=0)),
-        Request("in", P(temperature=0.0, stride=block, max_new_tokens=24)),
-        Request("and ", P(seed=5, top_k=5, stride=block // 2, max_new_tokens=24)),
-        Request("and ", P(seed=6, top_p=0.8, stride=block // 2, max_new_tokens=24)),
-        Request("and ", P(seed=7, min_p=0.1, stride=block // 2, max_new_tokens=24)),
-        Request("sing", P(seed=8, top_k=20, top_p=0.9, min_p=0.02, temperature=1.5, stride=2, max_new_tokens=24)),
-        Request("would", P(seed=9, repetition_penalty=1.3, frequency_penalty=0.4, presence_penalty=0.2, stride=2, max_new_tokens=24)),
-        Request("would", P(repetition_penalty=0.8, presence_penalty=-1.0, temperature=0.0, stride=2, max_new_tokens=24, num_logprobs=2)),
-        Request("the", P(seed=MAX_SEED, logit_bias=bias, top_k=size + 1, stride=5, max_new_tokens=24)),
+        Request("", SamplingParams(seed=1, repetition_penalty=1.5, stride=block // 2, max_new_tokens=over)),
+        Request("the ", SamplingParams(seed=2, stride=max(1, int(block * 0.875)), max_new_tokens=over, num_logprobs=5)),
+        Request(long, SamplingParams(seed=3, stride=3, max_new_tokens=12, temperature=0.7)),
+        Request(long[: block - 2], SamplingParams(seed=4, stride=1, max_new_tokens=9, temperature=1.3, num_logprobs=0)),
+        Request("in", SamplingParams(temperature=0.0, stride=block, max_new_tokens=24)),
+        Request("and ", SamplingParams(seed=5, top_k=5, stride=block // 2, max_new_tokens=24)),
+        Request("and ", SamplingParams(seed=6, top_p=0.8, stride=block // 2, max_new_tokens=24)),
+        Request("and ", SamplingParams(seed=7, min_p=0.1, stride=block // 2, max_new_tokens=24)),
+        Request("sing", SamplingParams(seed=8, top_k=20, top_p=0.9, min_p=0.02, temperature=1.5, stride=2, max_new_tokens=24)),
+        Request(
+            "would",
+            SamplingParams(seed=9, repetition_penalty=1.3, frequency_penalty=0.4, presence_penalty=0.2, stride=2, max_new_tokens=24),
+        ),
+        Request(
+            "would",
+            SamplingParams(repetition_penalty=0.8, presence_penalty=-1.0, temperature=0.0, stride=2, max_new_tokens=24, num_logprobs=2),
+        ),
+        Request("the", SamplingParams(seed=MAX_SEED, logit_bias=bias, top_k=size + 1, stride=5, max_new_tokens=24)),
     ]
 
 
