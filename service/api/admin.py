@@ -48,6 +48,14 @@ async def promote(request: Request, body: Annotated[PromoteBody, examples(promot
     return promoted(request, await service_of(request).engine.promote(body.checkpoint))
 
 
+@router.delete("/promote", responses=errors(*ADMIN, "checkpoint_not_found", "loading", "shutting_down", "engine_failed"))
+async def cancel_promotion(request: Request) -> Promoted:
+    """End the promotion that is loading a checkpoint, which is then refused with 422. The current one goes on serving."""
+    engine = service_of(request).engine
+    engine.cancel_promotion()
+    return promoted(request, engine.find())
+
+
 @router.post("/rollback", responses=errors(*PROMOTION))
 async def rollback(request: Request) -> Promoted:
     """Serve the checkpoint that was current before the last promotion."""
@@ -55,6 +63,6 @@ async def rollback(request: Request) -> Promoted:
 
 
 def promoted(request: Request, checkpoint: ServedCheckpoint) -> Promoted:
-    """The answer of both."""
+    """The checkpoint that serves now."""
     request_state(request.scope).fields["checkpoint"] = checkpoint.id
     return Promoted(checkpoint=checkpoint.id, fingerprint=checkpoint.fingerprint)

@@ -231,3 +231,5 @@ def test_promote_and_rollback(serve: Serve, tmp_path: Path) -> None:
     assert server.post(**BODY).headers["x-checkpoint"] == new.id
     assert [m["id"] for m in server.http.get("/v1/models").json()["data"]] == [new.id, old.id]
     assert server.http.post("/admin/rollback", headers=bearer(ADMIN)).json()["checkpoint"] == old.id
+    nothing_to_cancel = server.http.delete("/admin/promote", headers=bearer(ADMIN))
+    assert (nothing_to_cancel.status_code, nothing_to_cancel.json()["error"]["code"]) == (404, "checkpoint_not_found")
