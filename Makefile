@@ -20,11 +20,12 @@ test: .venv/test ## install what the tests need and run them all
 test-container: .venv/test ## build the images and run the shipped compose file on a Docker engine (minutes)
 	$(BIN)/python -m pytest tests/container -m container $(ARGS)
 
-check: .venv/check ## lint, format and types
+check: .venv/check ## lint, format and types of the code, lint of the Dockerfile and of CI's workflow
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/actionlint
 
 format: .venv/check ## put the code into the one format
 	$(BIN)/ruff check --fix
