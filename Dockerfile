@@ -31,7 +31,8 @@ WORKDIR /requirements
 COPY pyproject.toml .
 RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb')); \
     print(*p['build-system']['requires'], sep='\n', file=open('build.txt', 'w')); \
-    print(*p['project']['dependencies'], *p['project']['optional-dependencies']['otel'], sep='\n', file=open('run.txt', 'w'))"
+    extras = p['project']['optional-dependencies']; \
+    print(*p['project']['dependencies'], *extras['train'], *extras['otel'], sep='\n', file=open('run.txt', 'w'))"
 
 # The virtual environment. pip stays outside it, and so out of the images; so do torch's C++ headers and its own tests.
 FROM python AS dependencies

@@ -11,7 +11,7 @@ help: ## this list
 serve: .venv/serve ## serve the shipped checkpoint on http://127.0.0.1:8000 (PORT=9000 changes it, ARGS="--checkpoint runs/mine/best" adds flags)
 	@exec $(BIN)/python -m service --port $(PORT) $(ARGS)
 
-train: .venv/serve ## train the default preset on Tiny Shakespeare (DATA=my.txt trains on any UTF-8 text, ARGS="--preset smoke" adds flags)
+train: .venv/train ## train the default preset on Tiny Shakespeare (DATA=my.txt trains on any UTF-8 text, ARGS="--preset smoke" adds flags)
 	$(BIN)/python -m training $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 test: .venv/test ## install what the tests need and run them all
@@ -34,10 +34,10 @@ format: .venv/check ## put the code into the one format
 golden: .venv/test ## write the golden texts anew, by the reference: for a new checkpoint or a new version of the arithmetic
 	$(BIN)/python -m tests.golden
 
-bench: .venv/serve ## measure the service over HTTP and the engine alone, and draw it
+bench: .venv/train ## measure the service over HTTP and the engine alone, and draw it
 	$(BIN)/python -m benchmarks.serving $(ARGS)
 
-bench-training: .venv/serve ## measure a training step beside the original script's (DATA=FILE or FOLIO_DATA)
+bench-training: .venv/train ## measure a training step beside the original script's (DATA=FILE or FOLIO_DATA)
 	$(BIN)/python -m benchmarks.train_step $(ARGS)
 
 soak: .venv/test ## 20,000 requests with cancellations, crashes and promotions: no differing byte, no 500
@@ -64,7 +64,11 @@ clean: ## remove what the targets made (runs/ stays)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-.venv/test: .venv/serve
+.venv/train: .venv/serve
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[train]"
+	@touch $@
+
+.venv/test: .venv/train
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,release]"
 	@scripts/install-chromium
 	@scripts/install-prometheus

@@ -14,7 +14,7 @@ from model.checkpoint.manifest import CheckpointError
 from model.config import ConfigError
 from model.tokenizer.base import UnknownCharacterError
 from training import commands
-from training.config import PRESETS, TrainingError
+from training.config import PRESETS, TrainingError, require_extra
 from training.flags import add_fields, given_fields
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def train(arguments: Sequence[str]) -> int:
     if options.dry_run:
         print(describe_cost(Trainer(config, text, RunDirectory(out))))
         return 0
+    require_extra()
     init = load_checkpoint(options.init_from) if options.init_from else None
     return finish(lambda: Trainer.start(config, text, out, join(config.device), init))
 
@@ -102,6 +103,7 @@ def resume(arguments: Sequence[str]) -> int:
     from training.run_directory import RunDirectory
     from training.trainer import Trainer
 
+    require_extra()
     device = RunDirectory.open(options.run)[1].train.device
     return finish(lambda: Trainer.resume(options.run, options.data, join(device)))
 

@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.config import require_extra
+
 
 def evaluate(arguments: Sequence[str]) -> int:
     """``python -m training eval CHECKPOINT``: the full-validation loss as JSON."""
@@ -33,6 +35,7 @@ def report(arguments: Sequence[str]) -> int:
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="directories of runs")
     parser.add_argument("--out", metavar="PNG", type=Path, default=Path("report.png"), help="the picture (default: report.png)")
     options = parser.parse_args(arguments)
+    require_extra()
     from training.picture import compare
     from training.run_directory import writing
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal, Self, get_args, get_type_hints
 
 from model.config import GPTConfig
@@ -29,6 +30,13 @@ FRACTIONS = ("dropout", "ema", "beta1", "beta2", "calibration_fraction")
 
 class TrainingError(ValueError):
     """Something the user can put right; the message is one line and says how."""
+
+
+def require_extra() -> None:
+    """Before a run begins, and not at its first validation: raises TrainingError without the packages of ``folio[train]``."""
+    missing = [name for name in ("matplotlib", "tqdm") if find_spec(name) is None]
+    if missing:
+        raise TrainingError(f"training needs {' and '.join(missing)}: pip install 'folio[train]'")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

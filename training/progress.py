@@ -7,13 +7,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from training.config import TrainingError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 LINE_SECONDS = 10.0
 
@@ -27,8 +29,11 @@ class Progress:
         self.total, self.step = total, step
         self.tokens_per_step, self.flops_per_step, self.peak_flops = tokens_per_step, flops_per_step, peak_flops
         self.quiet = quiet
-        show_bar = sys.stderr.isatty() and not quiet
-        self.bar = tqdm[int](total=total, initial=step, unit="step", dynamic_ncols=True, smoothing=0.05) if show_bar else None
+        self.bar: tqdm[int] | None = None
+        if sys.stderr.isatty() and not quiet:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, smoothing=0.05)
         self.said = self.mark = time.monotonic()
         self.mark_step, self.steps_per_second = step, 0.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -31,18 +32,27 @@ def generate_file(
 
     Raises BatchError, FolioError, OSError.
     """
-    from tqdm import tqdm
-
     with source.open("rb") as file:
         total = sum(1 for line in file if line.strip())
 
     async def generate() -> None:
         remote = httpx.AsyncClient(**{**client_options(url, api_key), "headers": authorization(api_key), "timeout": None})
         async with local_client(checkpoint) if checkpoint else remote as http:
-            with tqdm(total=total, unit=" texts") as bar:
-                await run(http, read_jobs(source, defaults), target, concurrency, bar.update)
+            await run(http, read_jobs(source, defaults), target, concurrency, Count(total))
 
     asyncio.run(generate())
+
+
+class Count:
+    """Says on standard error how many texts of how many there are: in place on a terminal, and nothing anywhere else."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+
+    def __call__(self, more: int) -> None:
+        self.done += more
+        if sys.stderr.isatty():
+            print(f"\r{self.done} of {self.total} texts", end="\n" if self.done == self.total else "", file=sys.stderr, flush=True)
 
 
 def authorization(api_key: str | None) -> dict[str, str]:

@@ -38,8 +38,8 @@ class Installed:
         """Nothing of ours, and all that is written goes below ``home``."""
         return {"PATH": f"{self.environment / 'bin'}:/usr/bin:/bin", "HOME": str(self.home), "NO_PROXY": "*"}
 
-    def popen(self, *command: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(self.found(command), cwd=self.home, env=self.variables, stdout=subprocess.PIPE, text=True)
+    def popen(self, *command: str, stderr: int | None = None) -> subprocess.Popen[str]:
+        return subprocess.Popen(self.found(command), cwd=self.home, env=self.variables, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
     def run(self, *command: str) -> str:
         """What a command prints. It must end with 0."""
@@ -82,14 +82,19 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def install(environment: Path, requirement: str) -> None:
+    """Into an environment that has no pip of its own."""
+    python = str(environment / "bin" / "python")
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile", requirement]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=INSTALL_S)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="package")
 def installed(dist: Dist, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
     """Not even pip is in there. It is a gigabyte, so it does not outlive the tests."""
     environment = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
-    python = str(environment / "bin" / "python")
-    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile", str(dist.wheel)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=INSTALL_S)
-    assert done.returncode == 0, done.stderr
+    install(environment, str(dist.wheel))
     yield Installed(environment, tmp_path_factory.mktemp("home"))
     shutil.rmtree(environment)

@@ -20,7 +20,7 @@ import pytest
 
 from model.checkpoint.manifest import read_manifest
 from service.settings import PRETRAINED
-from tests.release.conftest import Dist, Installed, build
+from tests.release.conftest import Dist, Installed, build, install
 from tests.support.server import ROOT
 from tests.support.wait import LIMIT_S
 
@@ -98,9 +98,16 @@ def test_it_serves(installed: Installed) -> None:
         assert server.wait(LIMIT_S) == 0
 
 
-def test_it_trains(installed: Installed) -> None:
+def test_it_trains_with_its_extra(dist: Dist, installed: Installed) -> None:
+    """Without it, it says so before anything is computed; the service above did not need it. (Another package may bring tqdm along.)"""
     text = installed.home / "text.txt"
     text.write_text("to be or not to be, that is the question\n" * 400)
+    refused = installed.popen("folio-train", "--data", str(text), stderr=subprocess.PIPE)
+    _, message = refused.communicate(timeout=LIMIT_S)
+    assert refused.returncode == 2
+    assert re.fullmatch(r"error: training needs matplotlib( and tqdm)?: pip install 'folio\[train\]'
+", message)
+    install(installed.environment, f"{dist.wheel}[train]")
     installed.run("folio-train", "--preset", "smoke", "--data", str(text), "--out", "run", "--max-iters", "2")
     assert (installed.home / "run" / "best" / "manifest.json").exists()
     assert (installed.home / "run" / "loss.png").exists()
