@@ -82,8 +82,9 @@ def test_a_link_brings_back_a_seed_that_the_page_has_drawn(open_page: Open) -> N
 
 def test_the_forms_parameters_are_the_apis(open_page: Open, server: Server) -> None:
     """Names, ranges and defaults, so that no parameter is added to one side alone."""
-    route = server.http.get("/openapi.json").json()["paths"]["/generate"]["post"]
-    schema = route["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    document = server.http.get("/openapi.json").json()
+    body = document["paths"]["/generate"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    schema = document["components"]["schemas"][body["$ref"].rpartition("/")[2]]["properties"]
     page = open_page()
     controls = page.evaluate(
         """[...document.getElementById("request").elements].filter(c => c.name).map(c => ({name: c.name, type: c.type,

@@ -105,8 +105,7 @@ def test_it_trains_with_its_extra(dist: Dist, installed: Installed) -> None:
     refused = installed.popen("folio-train", "--data", str(text), stderr=subprocess.PIPE)
     _, message = refused.communicate(timeout=LIMIT_S)
     assert refused.returncode == 2
-    assert re.fullmatch(r"error: training needs matplotlib( and tqdm)?: pip install 'folio\[train\]'
-", message)
+    assert re.fullmatch(r"error: training needs matplotlib( and tqdm)?: pip install 'folio\[train\]'\n", message)
     install(installed.environment, f"{dist.wheel}[train]")
     installed.run("folio-train", "--preset", "smoke", "--data", str(text), "--out", "run", "--max-iters", "2")
     assert (installed.home / "run" / "best" / "manifest.json").exists()
