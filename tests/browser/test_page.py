@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from service.api.schemas import GenerateBody
 from tests.browser.conftest import VOCABULARY, Open
 from tests.browser.test_writing import fill, generate, written
 from tests.support.server import Server
@@ -97,7 +98,7 @@ def test_the_forms_parameters_are_the_apis(open_page: Open, server: Server) -> N
         if control["name"] not in ("max_new_tokens", "top_logprobs"):  # the server's limit and the alphabet's size
             assert control["max"] == spec.get("maximum"), control
         if control["name"] != "top_logprobs":
-            assert float(control["value"]) == spec["default"], control
+            assert float(control["value"]) == GenerateBody.model_fields[control["name"]].default, control
     assert page.locator("#max_new_tokens").get_attribute("max") == "10000000"
     assert page.locator("#top_logprobs").get_attribute("max") == str(len(VOCABULARY))
 
