@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import os
 import resource
 import sys
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 
 from model.checkpoint.manifest import MANIFEST
 from service.app import create_app
+from service.background import Background
 from service.http.server import Server
 from service.settings import Settings
 from service.settings_table import default_text, is_secret
@@ -101,9 +103,11 @@ def json_example(service: Service) -> str:
 async def serve(settings: Settings, started: float) -> int:
     """Serve until a signal. The exit status: 0 after a graceful end, 1 if the engine never started."""
     app = create_app(settings)
+    gc.freeze()  # what was imported stays: looking through it again and again would hold every stream up for 100 ms
     service: Service = app.state.service
     server = Server(app, settings)
-    announcing = asyncio.create_task(announce(server, service, started))
+    background = Background()
+    background.start("announce", announce(server, service, started))
     try:
         await server.serve()
     except TimeoutError:
@@ -111,7 +115,8 @@ async def serve(settings: Settings, started: float) -> int:
     except OSError as error:
         lines.stderr.write(f"folio: {settings.host}:{settings.port}: {error.strerror}")
         return 1
-    announcing.cancel()
+    finally:
+        await background.close()
     if server.force_exit:
         return INTERRUPTED
     return 1 if service.engine.status.state == "failed" else 0

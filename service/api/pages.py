@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from functools import lru_cache
 from pathlib import Path
 
-from fastapi import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from fastapi import FastAPI, Request
+from starlette.responses import FileResponse, HTMLResponse, Response
 
 from service.api import reference
 from service.api.openapi import ALWAYS, document, errors
 from service.api.parsing import make_router
 from service.api.reports import OpenAPIDocument
 from service.errors import ApiError
-from service.state import service_of
+from service.state import Service
 
 router = make_router("operations")
 PLAYGROUND = Path(__file__).parent.parent / "playground"
@@ -52,17 +55,25 @@ async def favicon() -> Response:
     return playground_file("favicon.svg")
 
 
+@lru_cache(maxsize=4)
+def interface(app: FastAPI) -> tuple[bytes, str]:
+    """The whole interface, for machines and for people. Making it takes long enough to be seen in a stream: once, in a thread."""
+    service: Service = app.state.service
+    whole = document(app, service.settings)
+    return json.dumps(whole).encode(), reference.render(whole)
+
+
 @router.get("/openapi.json", response_model=OpenAPIDocument, responses=errors(*ALWAYS))
 async def openapi_json(request: Request) -> Response:
     """The whole interface, for machines."""
-    whole = document(request.app, service_of(request).settings)
-    return JSONResponse(whole, headers={"Cache-Control": "no-cache"})
+    written, _ = await asyncio.to_thread(interface, request.app)
+    return Response(written, headers={"Cache-Control": "no-cache"}, media_type="application/json")
 
 
 @router.get("/docs", response_class=HTMLResponse, responses=errors(*ALWAYS))
 async def docs(request: Request) -> Response:
     """The whole interface, for people."""
-    page = reference.render(document(request.app, service_of(request).settings))
+    _, page = await asyncio.to_thread(interface, request.app)
     return HTMLResponse(page, headers={"Content-Security-Policy": reference.POLICY, "Cache-Control": "no-cache"})
 
 

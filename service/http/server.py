@@ -10,6 +10,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from service.background import Background
 from service.http.protocol import make_protocol
 from service.settings import Settings
 from service.state import Service
@@ -17,6 +18,7 @@ from service.state import Service
 FLUSH_S = 5
 """Time for the last bytes of ended streams to be taken."""
 FORCED_CLOSE_S = 1.0
+POLL_S = 0.05
 BACKLOG = 2048
 
 
@@ -72,11 +74,12 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: object = None) -> None:
         """Drain with the listener open, since a refused connection tells a client less than 503 does; then end."""
         self.service.draining = True
-        drain = asyncio.create_task(self.service.engine.drain(self.settings.grace_s))
+        background = Background()
+        drain = background.start("drain", self.service.engine.drain(self.settings.grace_s))
         while not drain.done() and not self.force_exit:
-            await asyncio.wait((drain,), timeout=0.05)
+            await asyncio.wait((drain,), timeout=POLL_S)
         if self.force_exit:
-            drain.cancel()
+            await background.close()
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
         await super().shutdown()

@@ -13,7 +13,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import service.__main__ as command
+from service.app import create_app
 from service.errors import STATUS
+from service.http.server import Server
+from service.settings import Settings
 from service.telemetry.logs import JsonFormatter
 from tests.service.fakes import FakeEngine
 from tests.service.running import Running, request
@@ -253,3 +257,27 @@ def test_playground_serves_its_own_directory_only(shared: Running) -> None:
         "/playground/__init__.py",
     ):
         assert shared.raw(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()).status == 404
+
+
+@pytest.mark.parametrize("failing", ["drain", "announce"])
+def test_a_background_task_that_fails_is_logged_and_holds_nothing_up(
+    serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """What nobody awaits ended without a word."""
+
+    async def fails(*_: object) -> None:
+        raise ZeroDivisionError
+
+    if failing == "drain":
+        server = serve()
+        monkeypatch.setattr(server.engine, "drain", fails)
+        server.server.should_exit = True
+        wait_for(lambda: server.engine.closed)
+    else:
+        monkeypatch.setattr(command, "announce", fails)
+        monkeypatch.setattr(command, "create_app", lambda settings: create_app(settings, FakeEngine()))
+        monkeypatch.setattr(Server, "serve", lambda self: asyncio.sleep(0))
+        assert asyncio.run(command.serve(Settings(port=0), 0.0)) == 0
+    ended = [record for record in caplog.records if f"{failing!r} ended by an error" in record.getMessage()]
+    assert len(ended) == 1
+    assert ended[0].levelname == "ERROR"
