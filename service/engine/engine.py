@@ -70,7 +70,8 @@ class EngineClient:
             request = replace(request, params=replace(request.params, stride=checkpoint.default_stride))
         self.order += 1
         stream = EngineStream(supervisor, checkpoint, request, self.order, self.options.stream_buffer_tokens)
-        supervisor.submit(stream)
+        if not stream.is_over:
+            supervisor.submit(stream)
         return stream
 
     def retry_after_s(self) -> float:

@@ -66,6 +66,9 @@ class GenerationRequest:
     prompt: tuple[int, ...]
     params: SamplingParams
     """``params.stride`` is a number here, never None."""
+    generated: tuple[int, ...] = ()
+    """Tokens that count as generated already, at most ``params.max_new_tokens``: the text begins after them, token number i is still
+    drawn with random number i, and penalties and stops see them."""
     stop: tuple[str, ...] = ()
     timeout_s: float = 600.0
     skip_tokens: int = 0
@@ -82,29 +85,39 @@ class TokenLogprob:
     logprob: float
     top: tuple[tuple[int, float], ...]
     offset: int
-    """How many characters of the generated text were begun before it."""
+    """How many characters of the text were begun before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Text that is ready to be sent. ``index`` counts generated tokens from 1 and names the last one whose text is out whole."""
+    """Text that is ready to be sent, and the tokens that it is of.
+
+    ``index`` counts generated tokens from 1, those that a request gave included, and names the last one whose text is out whole.
+    """
 
     index: int
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """How a generation ended. ``text`` is all of it, withheld parts included, the stop string excluded."""
+    """How a generation ended.
+
+    ``text`` is all of it, withheld parts included; the stop string and the text of the tokens that the request gave are not part of it.
+    """
 
     text: str
     finish_reason: FinishReason
     completion_tokens: int
+    """Tokens generated, those that the request gave included."""
     logprobs: tuple[TokenLogprob, ...]
     queue_s: float
     ttft_s: float
     total_s: float
+    tokens: tuple[int, ...] = ()
+    """Those generated here."""
 
 
 class TextStream(Protocol):

@@ -48,10 +48,12 @@ class EngineStream:
         self.request = request
         self.order = order
         self.buffer = buffer
-        self.tokens = array("i")  # everything generated, up to the end of a stop: what a rebuilt sequence goes on from
+        self.tokens = array("i", request.generated)  # everything generated, up to the end of a stop: a rebuilt sequence goes on from it
+        self.num_given = len(request.generated)
+        self.given_end = 0  # length of the given tokens' text, but for a character that they only begin
         self.ends = array("q")  # offset of each decoded token's end in the text, whose last character may be yet to come
-        self.wire_logprobs: WireLogprobs = []  # of each token, if asked for
-        self.logprobs: list[TokenLogprob] = []  # of each decoded token
+        self.wire_logprobs: WireLogprobs = []  # of each token that was not given, if asked for
+        self.logprobs: list[TokenLogprob] = []  # of each decoded one of them
         self.detokenizer = Detokenizer(checkpoint.tokenizer)
         self.parts: list[str] = []  # text that was handed out or withheld on purpose
         self.pending = ""  # decoded text after that
@@ -67,6 +69,9 @@ class EngineStream:
         self.started = False
         self.queue_s = 0.0
         self.deadline = asyncio.get_running_loop().call_later(request.timeout_s, self.expire)
+        if self.num_given:  # a stop may be complete in what was given, and nothing may be left to generate
+            self.finish_reason = "length" if self.num_given >= request.params.max_new_tokens else None
+            self.wake.set()
 
     @property
     def is_over(self) -> bool:
@@ -123,7 +128,7 @@ class EngineStream:
             self.owner.release(self)
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
-        sent = self.request.skip_tokens  # tokens whose text the client has
+        sent = max(self.request.skip_tokens, self.num_given)  # tokens whose text the client has
         while not self.closed:
             await self.wake.wait()
             self.wake.clear()
@@ -131,20 +136,30 @@ class EngineStream:
             is_last = self.finish_reason is not None  # what comes while the reader takes its time is decoded in the next turn
             safe = self.count_safe()
             if safe > sent:
-                text = self.hand_out(self.ends[safe - 1], after=self.ends[sent - 1] if sent else 0)
+                text = self.hand_out(self.ends[safe - 1], after=self.sent_end(sent))
                 first, sent = sent, safe
-                yield Chunk(safe, text, tuple(self.logprobs[first:safe]))
+                yield Chunk(safe, text, self.logprobs_of(first, safe), tuple(self.tokens[first:safe]))
             if self.error is not None:
                 self.cancel()
                 raise self.error
             if is_last:
-                rest = self.hand_out(self.released + len(self.pending), after=self.ends[sent - 1] if 0 < sent <= len(self.ends) else 0)
+                rest = self.hand_out(self.released + len(self.pending), after=self.sent_end(sent))
                 self.cancel()
                 if rest and sent <= len(self.ends):  # a stop that begins inside a token leaves a part of it
-                    yield Chunk(len(self.tokens), rest)
+                    yield Chunk(len(self.tokens), rest, tokens=tuple(self.tokens[sent:]))
             elif self.suspended:
                 self.suspended = False
                 self.owner.submit(self)
+
+    def sent_end(self, sent: int) -> int:
+        """Where the text of the first ``sent`` tokens ends; what was given ends with its last whole character."""
+        if sent <= self.num_given:
+            return self.given_end
+        return self.ends[min(sent, len(self.ends)) - 1] if self.ends else 0
+
+    def logprobs_of(self, first: int, end: int) -> tuple[TokenLogprob, ...]:
+        """Those of tokens number ``first`` to ``end``, if they were asked for."""
+        return tuple(self.logprobs[max(0, first - self.num_given) : max(0, end - self.num_given)])
 
     def decode(self) -> None:
         """Turn new tokens into text, looking for stops. The half of a character stays behind: it is no text yet."""
@@ -152,13 +167,17 @@ class EngineStream:
         pieces: list[str] = []
         end = self.released + len(self.pending)
         for token, (piece, is_whole) in zip(fresh, self.detokenizer.feed(fresh), strict=True):
-            if self.wire_logprobs:
-                own, top = self.wire_logprobs[len(self.ends)]
-                self.logprobs.append(TokenLogprob(token, own, tuple((i, p) for i, p in top), offset=self.ends[-1] if self.ends else 0))
+            number = len(self.ends) - self.num_given
+            if self.wire_logprobs and number >= 0:
+                own, top = self.wire_logprobs[number]
+                offset = self.ends[-1] - self.given_end if self.ends else 0
+                self.logprobs.append(TokenLogprob(token, own, tuple((i, p) for i, p in top), offset))
             cut = self.matcher.feed(piece)
             pieces.append(piece)
             end += len(piece)
             self.ends.append(end + (not is_whole))
+            if number < 0:
+                self.given_end = end
             if cut is not None:
                 self.stop_at(cut, pieces)
                 return
@@ -202,10 +221,11 @@ class EngineStream:
         while whole and self.ends[whole - 1] > len(text):
             whole -= 1
         return Completion(
-            text=text,
+            text=text[self.given_end :],
             finish_reason=self.finish_reason,
             completion_tokens=len(self.tokens),
-            logprobs=tuple(self.logprobs[:whole]),
+            logprobs=self.logprobs_of(0, whole),
+            tokens=tuple(self.tokens[self.num_given :]),
             queue_s=self.queue_s,
             ttft_s=(self.first_token or now) - self.created,
             total_s=now - self.created,

@@ -160,9 +160,10 @@ def test_waiting_too_long_for_a_row_ends_a_stream(options: EngineOptions) -> Non
     """And leaves nothing of it behind, though its reader never came."""
 
     async def body() -> None:
-        async with running(replace(options, max_batch=1, queue_timeout_s=0.05)) as engine:
+        async with running(replace(options, max_batch=1)) as engine:
             first = engine.submit(request(new=ENDLESS))
             await until(lambda: first.started)
+            current(engine).queue_timeout_s = 0.05
             queued = engine.submit(request())
             await until(lambda: queued.error is not None)
             assert queued.error is not None

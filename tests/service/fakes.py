@@ -69,22 +69,20 @@ class FakeStream:
         ends = [at + len(stop) for stop in self.request.stop if (at := text.find(stop)) >= 0]
         count = min(ends, default=len(text))
         kept = next((text[: count - len(stop)] for stop in self.request.stop if text[:count].endswith(stop)), text[:count])
-        logprobs = (
-            tuple(self.logprob(self.checkpoint.tokenizer.ids[c], params, i) for i, c in enumerate(text[:count]))
-            if params.num_logprobs is not None
-            else ()
-        )
+        ids, given = tuple(self.checkpoint.tokenizer.encode(text[:count])), len(self.request.generated)
+        has_logprobs = params.num_logprobs is not None
+        logprobs = tuple(self.logprob(id, params, i - given) for i, id in enumerate(ids)) if has_logprobs else ()
         if engine.hold is not None:
             await engine.hold.wait()
-        for first in range(self.request.skip_tokens, count, engine.burst):
+        for first in range(max(self.request.skip_tokens, given), count, engine.burst):
             last = min(first + engine.burst, count)
             if engine.fail_at is not None and first >= engine.fail_at:
                 raise engine.failure
             await asyncio.sleep(engine.delay)
             self.generated = engine.generated = last
-            yield Chunk(last, kept[first:last], logprobs[first:last])
+            yield Chunk(last, kept[first:last], logprobs[first:last], ids[first:last])
         reason: FinishReason = "stop" if ends else "length"
-        self.completion = Completion(kept, reason, count, logprobs, 0.001, 0.002, 0.003)
+        self.completion = Completion(kept[given:], reason, count, logprobs[given:], 0.001, 0.002, 0.003, ids[given:])
         self.engine.streams.discard(self)
 
     @staticmethod
