@@ -30,6 +30,9 @@ ONE_NAME_IN_SEVERAL_PACKAGES = {
 }
 """Names that two packages may share, since each is the same kind of thing on its side."""
 
+APPLICATION = {"__main__", "app", "cluster", "settings_table"}
+"""The files of ``service`` that stand above its folders; the others lie below them."""
+
 STILL_OF_ONE_NAME: set[str] = {"probes"}
 
 
@@ -124,6 +127,29 @@ def reachable(module: str) -> set[str]:
 def test_there_is_no_import_circle() -> None:
     """A circle under ``TYPE_CHECKING`` is one too: neither file can be understood, or moved, without the other."""
     assert {module for module in import_graph() if module in reachable(module)} == set()
+
+
+def part_of(module: str) -> str:
+    """The box of docs/architecture.md's picture that a module is in: its folder, or its place among the files of ``service``."""
+    package, name, *_ = [*module.split("."), ""]
+    if package != "service":
+        return package
+    if (ROOT / "service" / name).is_dir():
+        return name
+    return "app" if name in APPLICATION else "common"
+
+
+def test_the_picture_of_the_packages_is_the_imports() -> None:
+    graph = {module: imported for module, imported in import_graph().items() if module != "service"}
+    imported = {(part_of(a), part_of(b)) for a, targets in graph.items() for b in targets if b != "service"}
+    drawing = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```mermaid\n")[1].split("```")[0]
+    arrows = re.findall(r"^  (\w+) --> (.+)$", drawing, re.MULTILINE)
+    drawn = {(source, target) for source, targets in arrows for target in targets.split(" & ")}
+    assert drawn == {(a, b) for a, b in imported if a != b}
+    boxes = dict(re.findall(r'^  (\w+)\["(.+)"\]$', drawing, re.MULTILINE))
+    assert boxes.keys() == {part for arrow in drawn for part in arrow}
+    files = {file.stem for file in (ROOT / "service").glob("*.py")} - {"__init__"}
+    assert {name for box in ("app", "common") for name in boxes[box].partition(": ")[2].split(", ")} == files
 
 
 def test_no_file_is_too_large() -> None:

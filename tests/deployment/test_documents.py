@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-import pytest
-
 from service.api.schemas import GenerateBody
 from service.engine.interface import Engine
 from service.settings import Settings
@@ -47,10 +45,3 @@ def test_every_metric_of_the_page_exists() -> None:
     found = set(re.findall(r"\b(folio_[a-z_]+)", PAGE)) - {"folio_addresses"}
     assert len(found) > 5
     assert found <= names
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/deployment.md", "docs/architecture.md"])
-def test_links_lead_to_files(page: str) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text())
-    assert links
-    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
