@@ -162,6 +162,7 @@ def test_waiting_too_long_for_a_row_ends_a_stream(options: EngineOptions) -> Non
     async def body() -> None:
         async with running(replace(options, max_batch=1)) as engine:
             first = engine.submit(request(new=ENDLESS))
+            reader = asyncio.ensure_future(read(first))  # a text that nobody reads would give its row up
             await until(lambda: first.started)
             current(engine).queue_timeout_s = 0.05
             queued = engine.submit(request())
@@ -169,5 +170,6 @@ def test_waiting_too_long_for_a_row_ends_a_stream(options: EngineOptions) -> Non
             assert queued.error is not None
             assert queued.error.code == "queue_timeout"
             assert current(engine).streams == {first}
+            reader.cancel()
 
     run(body())
