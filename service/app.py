@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
-from service.api import admin, generate, openai, pages, probes
+from service.api import address, admin, generate, openai, pages, probes
 from service.engine.interface import Engine
 from service.errors import ApiError
 from service.http import auth, rate_limit, size_limits
@@ -53,7 +53,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         servers=[{"url": settings.root_path}] if settings.root_path else None,
     )
     app.state.service = service
-    for module in (generate, openai, probes, admin, pages):
+    for module in (address, generate, openai, probes, admin, pages):
         app.router.routes.extend(module.router.routes)  # flat, where include_router nests: 405 and the tests look at every route
     app.router.routes.extend(head_routes(app.router.routes))
     return app
@@ -78,14 +78,15 @@ def layers(service: Service) -> list[Middleware]:
 
 def head_routes(routes: Sequence[BaseRoute]) -> Iterator[APIRoute]:
     """HEAD wherever there is GET (RFC 9110 §9.1); the server sends no body for it."""
+    taken = {route.path for route in routes if isinstance(route, APIRoute) and "HEAD" in (route.methods or ())}
     for route in routes:
-        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()) and route.path not in taken:
             head = copy(route)
             head.methods, head.include_in_schema = {"HEAD"}, False
             yield head
 
 
-EXPOSED = ["X-Request-Id", "X-Seed", "X-Checkpoint", "X-Fingerprint", "Retry-After"]
+EXPOSED = ["X-Request-Id", "X-Seed", "X-Checkpoint", "X-Fingerprint", "Retry-After", "ETag"]
 
 
 async def raise_refusal(request: Request, error: Exception) -> Response:

@@ -64,6 +64,10 @@ class ApiError(Exception):
         self.headers: dict[str, str] = {}
 
 
+class CutOffError(Exception):
+    """An answer that is not whole ends without its last chunk, so that no cache keeps it: the connection ends with it."""
+
+
 class ClientGoneError(Exception):
     """The client closed its connection; there is nobody to answer."""
 

@@ -1,7 +1,7 @@
 """The id of a stream's events, from which a cut stream goes on without any state kept by the server. Pure functions.
 
     f3a9….0123456789ab.fedcba9876543210.118
-    └ request └ checkpoint └ digest of what was asked └ tokens whose text was sent
+    └ request └ checkpoint └ digest of what was asked └ tokens whose text was sent; ``.end`` behind it at the end of a GET
 
 The stream is a pure function of the request and the fingerprint, so resuming is running it again and withholding what was sent;
 the digest makes sure that it is the same function.
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-EVENT_ID = re.compile(r"([A-Za-z0-9._-]{1,128})\.([0-9a-f]{12})\.([0-9a-f]{16})\.(0|[1-9][0-9]{0,9})", re.ASCII)
+EVENT_ID = re.compile(r"([A-Za-z0-9._-]{1,128})\.([0-9a-f]{12})\.([0-9a-f]{16})\.(0|[1-9][0-9]{0,9})(\.end)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class EventId:
     checkpoint: str
     digest: str
     index: int
+    ended: bool = False
+    """Of the last event of an address, which nothing follows."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -38,7 +40,7 @@ class EventId:
         match = EVENT_ID.fullmatch(text)
         if match is None:
             raise ValueError("malformed: expected the id of the last event received, as it was sent")
-        return cls(match[1], match[2], match[3], int(match[4]))
+        return cls(match[1], match[2], match[3], int(match[4]), match[5] is not None)
 
 
 def short_checkpoint(checkpoint_id: str) -> str:

@@ -85,8 +85,8 @@ class NativeEvents:
     b'id: my-id.0123456789ab.fedcba9876543210.7\\ndata: {"index": 7, "text": "O, sp"}\\n\\n'
     """
 
-    def __init__(self, generation: Generation) -> None:
-        self.generation, self.plan = generation, generation.plan
+    def __init__(self, generation: Generation, *, ends_for_good: bool = False) -> None:
+        self.generation, self.plan, self.ends_for_good = generation, generation.plan, ends_for_good
         self.request_id = generation.state.request_id
         self._id = "id: " + event_id_prefix(self.request_id, self.plan.checkpoint.id, self.plan.digest)
 
@@ -111,7 +111,8 @@ class NativeEvents:
 
     async def close(self, completions: Sequence[Completion]) -> bytes:
         """The whole reply."""
-        return f"event: end\ndata: {await reply_json(self.plan, completions[0], self.request_id)}\n\n".encode("ascii")
+        end = f"{self._id}{completions[0].completion_tokens}.end\n" if self.ends_for_good else ""
+        return f"{end}event: end\ndata: {await reply_json(self.plan, completions[0], self.request_id)}\n\n".encode("ascii")
 
     def error(self, error: ApiError) -> bytes:
         """What went wrong after the stream had opened."""

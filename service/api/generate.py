@@ -20,6 +20,7 @@ from service.request_state import RequestState, request_state
 from service.state import service_of
 
 router = make_router("generation")
+SSE, JSON = "text/event-stream", "application/json"
 EXAMPLE = {"prompt": "ROMEO:", "max_new_tokens": 20, "temperature": 0.8, "top_k": 20, "seed": 7}
 
 
@@ -35,27 +36,40 @@ async def generate(
     last_event_id: LastEventId = None,
 ) -> Response:
     """Generate text after a prompt. The same request and seed give the same bytes, streamed or not, beside any others."""
+    plan = plan_generate(service_of(request), body, last_event_id)
+    return await answer(request, plan, media_type(body, request.headers.get("accept", "")), {"Cache-Control": "no-store"})
+
+
+async def answer(request: Request, plan: Plan, form: str, headers: dict[str, str], *, is_address: bool = False) -> Response:
+    """Generate and answer, as events or as one JSON. Raises ApiError and EngineError.
+
+    At an address (`service.api.address`) what is not the whole text is cut off, so that no cache keeps it, and the last event has an
+    id that tells a browser not to come back.
+    """
     service, state = service_of(request), request_state(request.scope)
     if len(request.headers.getlist("last-event-id")) > 1:
         raise ApiError("invalid_request", "Last-Event-ID: given twice", param="Last-Event-ID")
-    plan = plan_generate(service, body, last_event_id)
     (stream,) = service.admit(plan.request)
     note(state, plan)
     generation = Generation(service, plan, stream, state)
-    headers = response_headers(plan)
-    if wants_stream(body, request.headers.get("accept", "")):
-        stream_of_events = events([generation], NativeEvents(generation))
-        return EventStream(stream_of_events, [stream], headers=headers, keep_alive_s=service.settings.keep_alive_s)
+    headers |= response_headers(plan)
+    if form == SSE:
+        stream_of_events = events([generation], NativeEvents(generation, ends_for_good=is_address))
+        keep_alive_s = service.settings.keep_alive_s
+        is_whole = generation.is_whole if is_address else None
+        return EventStream(stream_of_events, [stream], headers=headers, keep_alive_s=keep_alive_s, is_whole=is_whole)
     (completion,) = await complete([generation], request.receive)
-    return Response(await reply_json(plan, completion, state.request_id), headers=headers, media_type="application/json")
+    if not generation.is_whole():
+        headers["Cache-Control"] = "no-store"
+    return Response(await reply_json(plan, completion, state.request_id), headers=headers, media_type=JSON)
 
 
-def wants_stream(body: GenerateBody, accept: str) -> bool:
+def media_type(body: GenerateBody, accept: str) -> str:
     """``stream`` decides; where it is not given, a client that accepts JSON and no events gets JSON."""
     if "stream" in body.model_fields_set:
-        return body.stream
+        return SSE if body.stream else JSON
     types = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
-    return "application/json" not in types or "text/event-stream" in types
+    return SSE if JSON not in types or SSE in types else JSON
 
 
 def note(state: RequestState, plan: Plan) -> None:
@@ -71,5 +85,5 @@ def response_headers(plan: Plan) -> dict[str, str]:
         "X-Seed": str(plan.request.params.seed),
         "X-Checkpoint": plan.checkpoint.id,
         "X-Fingerprint": plan.checkpoint.fingerprint,
-        "Cache-Control": "no-store",
+        "Accept-Query": f'"{JSON}"',
     }

@@ -38,6 +38,7 @@ class Generation:
         self.plan, self.stream, self.state = plan, stream, state
         self.metrics = service.metrics
         self.index = plan.resume_from or 0  # tokens whose text was read
+        self.ended = False
         self.last_read = 0.0  # time.monotonic() of the last chunk
         self.metrics.prompt_tokens.inc(len(plan.request.prompt))
 
@@ -54,6 +55,10 @@ class Generation:
             self.cancel("shutdown")
             raise
         self.finish(self.stream.completion)
+
+    def is_whole(self) -> bool:
+        """Whether all of the text has arrived: it did not fail, and no time ran out."""
+        return self.ended and self.completion.finish_reason != "timeout"
 
     def measure(self, chunk: Chunk) -> None:
         """Text has arrived."""
@@ -74,7 +79,7 @@ class Generation:
 
     def finish(self, completion: Completion) -> None:
         """All text has arrived."""
-        self.completion = completion
+        self.completion, self.ended = completion, True
         self.metrics.generation_tokens.inc(max(completion.completion_tokens - self.index, 0))
         self.metrics.success.labels(completion.finish_reason).inc()
         self.metrics.queue.observe(completion.queue_s)

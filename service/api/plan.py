@@ -29,6 +29,8 @@ class Plan:
     echo: bool
     digest: str
     resume_from: int | None = None
+    ended: bool = False
+    """Whether the client has all of it, the end included."""
 
     @property
     def echoed(self) -> str:
@@ -59,7 +61,7 @@ def plan_generate(service: Service, body: GenerateBody, last_event_id: str | Non
         raise ApiError("resume_mismatch", "the body is not the one that the event's stream was made for", param="Last-Event-ID")
     if event.index > params.max_new_tokens:
         raise ApiError("invalid_request", f"Last-Event-ID: {event.index} is beyond max_new_tokens", param="Last-Event-ID")
-    return replace(plan, request=replace(plan.request, skip_tokens=event.index), resume_from=event.index)
+    return replace(plan, request=replace(plan.request, skip_tokens=event.index), resume_from=event.index, ended=event.ended)
 
 
 def parse_event_id(body: GenerateBody, text: str) -> EventId:

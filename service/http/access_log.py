@@ -15,7 +15,7 @@ import uuid
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.engine.errors import EngineError
-from service.errors import CLIENT_GONE, ApiError, as_api_error, error_response, is_openai
+from service.errors import CLIENT_GONE, ApiError, CutOffError, as_api_error, error_response, is_openai
 from service.request_state import RequestState
 from service.state import Service
 from service.telemetry.logs import logger
@@ -27,7 +27,7 @@ SECURITY_HEADERS = [
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
 DEFAULT_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-LOGGED_METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS"})
+LOGGED_METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "QUERY"})
 QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 """Routes that machines poll; logged at debug level."""
 
@@ -48,6 +48,8 @@ class AccessLog:
         answer = Answer(send, state.request_id.encode())
         try:
             await self.app(scope, receive, answer.send)
+        except CutOffError:
+            raise  # said already, in the body
         except Exception as error:
             await self.answer(error, scope, receive, answer, state)
         finally:

@@ -1,11 +1,15 @@
-"""Refusals that outlive a client's sending."""
+"""How answers end: lingering where one comes before its request is read, and bodies that end with their connection."""
 
 from __future__ import annotations
 
 import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent
+from uvicorn._types import Scope as AnyScope
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from service.errors import CutOffError
 from service.http.size_limits import declared_length
 from service.state import Service
 
@@ -70,3 +74,34 @@ class Exchange:
                     size += len((await self.receive()).get("body", b""))
         except TimeoutError:
             pass
+
+
+class CutOff:
+    """An application whose CutOffError ends the connection in the middle of the body, which uvicorn would take for a mistake."""
+
+    def __init__(self, app: ASGI3Application, cycle: RequestResponseCycle) -> None:
+        self.app, self.cycle = app, cycle
+
+    async def __call__(self, scope: AnyScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except CutOffError:
+            self.cycle.disconnected = True
+            self.cycle.transport.close()
+
+
+class CloseDelimited:
+    """An application for HTTP/1.0, which knows no chunks: a body ends with the connection."""
+
+    def __init__(self, app: ASGI3Application, cycle: RequestResponseCycle) -> None:
+        self.app, self.cycle = app, cycle
+
+    async def __call__(self, scope: AnyScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        self.cycle.chunked_encoding = False
+        await self.app(scope, receive, self.send)
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """ASGI's send; each part of a body is as long as uvicorn expects the rest to be."""
+        if message["type"] == "http.response.body":
+            self.cycle.expected_content_length = len(message.get("body", b""))
+        await self.cycle.send(message)

@@ -14,11 +14,11 @@ import uuid
 from collections.abc import Callable
 
 import httptools
-from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import STATUS
-from service.http.linger import LINGER_BYTES, LINGER_S
+from service.http.linger import LINGER_BYTES, LINGER_S, CloseDelimited, CutOff
 from service.http.request_head import HeadError, check_head, check_upgrade, without_upgrade
 from service.settings import Settings
 
@@ -176,7 +176,8 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self.running = cycle
-        super()._start_asgi_task(cycle, CloseDelimited(app, cycle) if cycle.scope["http_version"] == "1.0" else app)
+        cut = CutOff(app, cycle)
+        super()._start_asgi_task(cycle, CloseDelimited(cut, cycle) if cycle.scope["http_version"] == "1.0" else cut)
 
     def pause_writing(self) -> None:
         """The client takes bytes slower than they come."""
@@ -215,23 +216,6 @@ class Protocol(HttpToolsProtocol):
                 cycle.message_event.set()
         self.pipeline.clear()
         super().connection_lost(exc)
-
-
-class CloseDelimited:
-    """An application for HTTP/1.0, which knows no chunks: a body ends with the connection."""
-
-    def __init__(self, app: ASGI3Application, cycle: RequestResponseCycle) -> None:
-        self.app, self.cycle = app, cycle
-
-    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        self.cycle.chunked_encoding = False
-        await self.app(scope, receive, self.send)
-
-    async def send(self, message: ASGISendEvent) -> None:
-        """ASGI's send; each part of a body is as long as uvicorn expects the rest to be."""
-        if message["type"] == "http.response.body":
-            self.cycle.expected_content_length = len(message.get("body", b""))
-        await self.cycle.send(message)
 
 
 def make_protocol(settings: Settings, count_refusal: Callable[[str], None]) -> type[Protocol]:

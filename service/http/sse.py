@@ -7,14 +7,14 @@ else was sent for a while. Whichever way it ends, the contexts that the stream h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, suppress
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.errors import ClientGoneError
+from service.errors import ClientGoneError, CutOffError
 
 T = TypeVar("T")
 
@@ -46,7 +46,10 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T], *helpers: 
 
 
 class EventStream(Response):
-    """A stream of events. ``held`` are contexts that it enters before its first byte and leaves after its last."""
+    """A stream of events. ``held`` are contexts that it enters before its first byte and leaves after its last.
+
+    With ``is_whole`` a body that turns out not to be whole lacks its last chunk: no cache keeps it (RFC 9111 §3.3).
+    """
 
     def __init__(
         self,
@@ -55,18 +58,20 @@ class EventStream(Response):
         *,
         headers: dict[str, str],
         keep_alive_s: float,
+        is_whole: Callable[[], bool] | None = None,
     ) -> None:
         super().__init__(headers=headers | STREAM_HEADERS)
         del self.headers["content-length"]
         self.events, self.held = events, held
         self.keep_alive_s = keep_alive_s
+        self.is_whole = is_whole
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with AsyncExitStack() as stack:
             for context in self.held:
                 await stack.enter_async_context(context)
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            writer = Writer(send)
+            writer = Writer(send, self.is_whole)
             with suppress(ClientGoneError):
                 await unless_gone(receive, writer.send_all(self.events), writer.keep_alive(self.keep_alive_s))
 
@@ -74,17 +79,19 @@ class EventStream(Response):
 class Writer:
     """Sends bytes, and knows when it last did."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, is_whole: Callable[[], bool] | None) -> None:
+        self._send, self.is_whole = send, is_whole
         self._clock = asyncio.get_running_loop().time
         self.last = self._clock()
         self.busy = False
 
     async def send_all(self, events: AsyncGenerator[bytes, None]) -> None:
-        """Send what is iterated, then the end of the body."""
+        """Send what is iterated, then the end of the body. Raises CutOffError if it is not whole."""
         async with aclosing(events):
             async for data in events:
                 await self.send(data)
+        if self.is_whole is not None and not self.is_whole():
+            raise CutOffError
         self.busy = True
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
