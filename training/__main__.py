@@ -55,7 +55,9 @@ def train(arguments: Sequence[str]) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="default", help="where the other options come from (default: default)")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), help="where the other options come from (default: default; with --init-from finetune)"
+    )
     parser.add_argument(
         "--data",
         metavar="FILE",
@@ -66,45 +68,67 @@ def train(arguments: Sequence[str]) -> int:
         "--val-data", metavar="FILE", nargs="+", help="a text of its own to validate with (default: the last 10 %% of the text)"
     )
     parser.add_argument(
-        "--init-from", metavar="CHECKPOINT", help="begin with the weights and the tokenizer of a checkpoint of the same shape"
+        "--init-from",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="begin with the weights of a checkpoint (or of a run's best), in its shape; characters that it does not know are added",
     )
     parser.add_argument("--out", metavar="RUN", help="directory of the run (default: runs/PRESET)")
     parser.add_argument("--dry-run", action="store_true", help="say what the run would take on this machine, and write nothing")
     add_fields(parser)
     options = parser.parse_args(arguments)
-    config = dataclasses.replace(PRESETS[options.preset], **given_fields(vars(options)))
+    preset = options.preset or ("finetune" if options.init_from else "default")
+    given = given_fields(vars(options))
+    config = dataclasses.replace(PRESETS[preset], **given)
     from model import load_checkpoint
     from training.data import load_text
     from training.distributed import join
     from training.dry_run import describe_cost
+    from training.links import locate
     from training.notes import notes
     from training.run_directory import RunDirectory
     from training.trainer import Trainer
+    from training.transfer import adopt, extend_vocabulary
 
     text = load_text(options.data, options.val_data, keep_line_ends=config.keep_line_ends)
-    out = Path(options.out or f"runs/{options.preset}")
-    for note in notes(config, given_fields(vars(options)), text):
+    out = Path(options.out or f"runs/{preset}")
+    init = load_checkpoint(locate(options.init_from, "best") or options.init_from) if options.init_from else None
+    if init:
+        config = adopt(config, init, given)
+    for note in notes(config, given, text):
         print(f"note: {note}", file=sys.stderr)
     if options.dry_run:
-        print(describe_cost(Trainer(config, text, RunDirectory(out))))
+        print(describe_cost(Trainer(config, text, RunDirectory(out), tokenizer=extend_vocabulary(config, init, text) if init else None)))
         return 0
     require_extra()
-    init = load_checkpoint(options.init_from) if options.init_from else None
     return finish(lambda: Trainer.start(config, text, out, join(config.device), init))
 
 
 def resume(arguments: Sequence[str]) -> int:
-    """``python -m training resume RUN``."""
+    """``python -m training resume RUN [--max-iters N [--out NEW]]``."""
     parser = argparse.ArgumentParser(prog="python -m training resume", description="Go on with a run from its last save.")
     parser.add_argument("run", metavar="RUN", type=Path, help="the directory that was --out (default there: runs/PRESET)")
     parser.add_argument("--data", metavar="FILE", nargs="+", help="the run's text, if it has been moved since")
+    parser.add_argument(
+        "--max-iters",
+        metavar="N",
+        type=int,
+        help="go on to N steps in a new run; WSD goes back to its plateau, as if N had been meant from the beginning",
+    )
+    parser.add_argument("--out", metavar="NEW", type=Path, help="directory of the new run (default: RUN-N)")
     options = parser.parse_args(arguments)
     from training.distributed import join
     from training.run_directory import RunDirectory
     from training.trainer import Trainer
 
     require_extra()
-    device = RunDirectory.open(options.run)[1].train.device
+    train = RunDirectory.open(options.run)[1].train
+    device = train.device
+    if options.max_iters and options.max_iters != train.max_iters:
+        out = options.out or options.run.with_name(f"{options.run.resolve().name}-{options.max_iters}")
+        return finish(lambda: Trainer.extend(options.run, options.max_iters, out, options.data, join(device)))
+    if options.out:
+        raise TrainingError("--out goes with --max-iters: without it a run goes on where it is")
     return finish(lambda: Trainer.resume(options.run, options.data, join(device)))
 
 

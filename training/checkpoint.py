@@ -105,7 +105,6 @@ def build_manifest(
     mean = sum(losses) / len(losses) if losses else None
     val_loss = measured.val_loss if measured else None
     return {
-        "start": "\n",
         "train_loss": measured.train_loss if measured else mean,
         "train_loss_eval": measured.train_loss_eval if measured else None,
         "val_loss": val_loss,

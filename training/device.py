@@ -37,7 +37,9 @@ def cpu_multiplies_bfloat16() -> bool:
 
 
 def prepare(config: TrainConfig, device: torch.device) -> None:
-    """Process-wide settings, before the first tensor of a run."""
+    """Process-wide settings, before the first tensor of a run. Raises TrainingError."""
+    if config.compile and device.type != "cuda":
+        raise TrainingError("--compile needs a CUDA GPU: on a CPU the compiled step computed wrong shapes now and then")
     if device.type == "cpu":
         keep_freed_memory()
     elif config.deterministic:

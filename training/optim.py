@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.gpt import GPT
-from training.config import TrainConfig
+from training.config import TrainConfig, TrainingError
 from training.muon import Muon
 
 Optimizers = dict[str, torch.optim.Optimizer]
@@ -20,43 +22,64 @@ Optimizers = dict[str, torch.optim.Optimizer]
 def build_optimizers(model: GPT, config: TrainConfig, dtype: torch.dtype) -> Optimizers:
     """AdamW for everything (Loshchilov and Hutter 2019), or Muon for the blocks' matrices and AdamW for the rest.
 
-    Decay is for matrices, never for biases, LayerNorms and embeddings. On CUDA learning rates are tensors, so that a captured step can
-    follow the schedule. ``dtype`` is what the device multiplies fast.
+    Parameters whose factor is 0 are frozen: they get no gradient. On CUDA learning rates are tensors, so that a captured step can follow
+    the schedule. ``dtype`` is what the device multiplies fast. Raises TrainingError for a pattern that fits nothing.
     """
-    muon, decayed, plain = split_parameters(model, config.optimizer == "muon")
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    factors = find_factors(model, config)
+    groups: dict[tuple[str, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(factors[name] > 0)
+        if factors[name] > 0:
+            groups[kind_of(name, parameter, config.optimizer == "muon"), factors[name]].append(parameter)
+    if not groups:
+        raise TrainingError("--lr-factors freezes every parameter: there is nothing left to train")
     device = model.lm_head.weight.device
     on_cuda = device.type == "cuda"
 
-    def rate(value: float) -> float | Tensor:
-        return torch.tensor(value, device=device) if on_cuda else value
+    def of(kind: str, peak: float, **rest: Any) -> list[dict[str, Any]]:
+        """The groups of a kind, each with a learning rate of its own."""
+        rate: Callable[[], float | Tensor] = lambda: torch.tensor(peak, device=device) if on_cuda else peak  # noqa: E731
+        return [
+            {"params": parameters, "lr": rate(), "lr_factor": factor, **rest}
+            for (of_kind, factor), parameters in groups.items()
+            if of_kind == kind
+        ]
 
-    adamw = torch.optim.AdamW(groups, lr=rate(config.learning_rate), betas=(config.beta1, config.beta2), fused=True, capturable=on_cuda)
-    if not muon:
-        return {"adamw": adamw}
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    stacked = [parameter for parameter in muon if ".qkv." in names[parameter]]
-    whole = [parameter for parameter in muon if ".qkv." not in names[parameter]]
-    matrices: list[dict[str, Any]] = [
-        {"params": stacked, "parts": 3},
-        {"params": whole},
-    ]  # queries, keys and values are matrices of their own
-    return {"adamw": adamw, "muon": Muon(matrices, lr=rate(config.muon_lr), weight_decay=config.weight_decay, dtype=dtype)}
+    adamw = of("decayed", config.learning_rate, weight_decay=config.weight_decay)
+    adamw += of("embedding", config.learning_rate, weight_decay=config.embedding_decay)
+    adamw += of("plain", config.learning_rate, weight_decay=0.0)
+    muon = of("stacked", config.muon_lr, parts=3) + of("matrix", config.muon_lr)
+    optimizers: Optimizers = {}
+    if adamw:
+        optimizers["adamw"] = torch.optim.AdamW(adamw, betas=(config.beta1, config.beta2), fused=True, capturable=on_cuda)
+    if muon:
+        optimizers["muon"] = Muon(muon, lr=config.muon_lr, weight_decay=config.weight_decay, dtype=dtype)
+    return optimizers
 
 
-def split_parameters(model: GPT, use_muon: bool) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters for Muon, for AdamW with decay, and for AdamW without."""
-    muon: list[nn.Parameter] = []
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.ndim != 2 or "embedding" in name:
-            plain.append(parameter)
-        elif use_muon and name.startswith("blocks."):
-            muon.append(parameter)
-        else:
-            decayed.append(parameter)
-    return muon, decayed, plain
+def kind_of(name: str, parameter: nn.Parameter, use_muon: bool) -> str:
+    """How a parameter is updated: by AdamW with decay, as an embedding, without decay (biases, LayerNorms), or by Muon.
+
+    Queries, keys and values lie in one parameter and are three matrices to Muon.
+    """
+    if "embedding" in name:
+        return "embedding"
+    if parameter.ndim != 2:
+        return "plain"
+    if use_muon and name.startswith("blocks."):
+        return "stacked" if ".qkv." in name else "matrix"
+    return "decayed"
+
+
+def find_factors(model: GPT, config: TrainConfig) -> dict[str, float]:
+    """What each parameter's learning rate is multiplied by. Raises TrainingError for a pattern that fits no name."""
+    factors = {name: 1.0 for name, _ in model.named_parameters()}
+    for pattern, factor in reversed(config.parse_lr_factors()):  # so that the first one counts
+        fitting = [name for name in factors if fnmatch.fnmatchcase(name, pattern)]
+        if not fitting:
+            raise TrainingError(f"--lr-factors: no parameter is called {pattern!r}; there are, for one, {', '.join(list(factors)[:4])}")
+        factors |= dict.fromkeys(fitting, factor)
+    return factors
 
 
 def schedule(config: TrainConfig, step: int) -> float:
@@ -68,8 +91,7 @@ def schedule(config: TrainConfig, step: int) -> float:
         progress = (step - config.warmup_iters) / max(1, config.max_iters - config.warmup_iters)
         return floor + 0.5 * (1 + math.cos(math.pi * min(1.0, progress))) * (1 - floor)
     if config.schedule == "wsd":
-        left = (config.max_iters - step) / max(1.0, config.decay_fraction * config.max_iters)
-        return floor + min(1.0, left) * (1 - floor)
+        return floor + descent(config, step) * (1 - floor)
     return 1.0
 
 
@@ -77,8 +99,19 @@ def dropout_at(config: TrainConfig, step: int) -> float:
     """The dropout of a step, in the 256ths that a mask can have."""
     if not config.dropout_descent or config.schedule != "wsd" or step < config.warmup_iters:
         return config.dropout
-    left = (config.max_iters - step) / max(1.0, config.decay_fraction * config.max_iters)
-    return round(config.dropout * min(1.0, left) * 256) / 256
+    return round(config.dropout * descent(config, step) * 256) / 256
+
+
+def descent(config: TrainConfig, step: int) -> float:
+    """WSD's part of the peak: 1 on the plateau, then straight down to 0 at the end."""
+    return min(1.0, (config.max_iters - step) / max(1.0, config.decay_fraction * config.max_iters))
+
+
+def plateau_end(config: TrainConfig) -> int:
+    """Steps after which WSD's descent begins: the state there is where a longer run goes on from. 0 for other schedules."""
+    if config.schedule != "wsd":
+        return 0
+    return next((step for step in range(config.max_iters, 0, -1) if descent(config, step) == 1), 0)
 
 
 def set_learning_rates(optimizers: Optimizers, config: TrainConfig, step: int) -> None:
@@ -88,9 +121,9 @@ def set_learning_rates(optimizers: Optimizers, config: TrainConfig, step: int) -
         rate = factor * (config.muon_lr if name == "muon" else config.learning_rate)
         for group in optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
+                group["lr"].fill_(rate * group["lr_factor"])
             else:
-                group["lr"] = rate
+                group["lr"] = rate * group["lr_factor"]
 
 
 def named_state(model: GPT, optimizers: Optimizers) -> dict[str, Tensor]:

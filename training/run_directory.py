@@ -2,7 +2,7 @@
 
     RUN/config.json      the configuration, the text's name, hash and path
     RUN/metrics.jsonl    one line for each validation
-    RUN/step-NNNNNN/     finished checkpoints; `best` and `last` are links to two of them, swapped by rename
+    RUN/step-NNNNNN/     finished checkpoints; `best`, `last` and `plateau` are links to some of them, swapped by rename
     RUN/samples/         text by the model at each validation
     RUN/loss.png         the curve so far
     RUN/README.md        the model card
@@ -15,18 +15,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from model.checkpoint.files import dump_json, write_checkpoint
+from model.checkpoint.manifest import read_manifest
 from training.config import TrainConfig, TrainingError
-
-OWN = re.compile(r"step-\d{6,}|\.step-\d{6,}\.writing-\d+")
-"""Names of the directories that a run makes and deletes again."""
+from training.links import LINKS, OWN, find_last, locate, point, prune, restore_links, step_name, target
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +59,13 @@ class RunDocument:
     validation: dict[str, Any] | None = None
     """``paths`` and ``sha256`` of the validation text, where it is one of its own."""
     init_from: dict[str, Any] | None = None
-    """Id and steps of the checkpoint whose weights the run began with."""
+    """``id``, ``steps`` and ``start`` of the checkpoint whose weights the run began with."""
+    extends: dict[str, Any] | None = None
+    """``id`` and ``steps`` of the checkpoint of another run that this one goes on from."""
 
     def to_json(self) -> dict[str, Any]:
         data = {"name": self.data_name, "sha256": self.data_sha256, "paths": self.data_paths}
-        rest = {"validation": self.validation, "init_from": self.init_from}
+        rest = {"validation": self.validation, "init_from": self.init_from, "extends": self.extends}
         return {"train": self.train.to_json(), "data": data} | {name: value for name, value in rest.items() if value}
 
     @classmethod
@@ -81,6 +80,7 @@ class RunDocument:
             data_paths=paths,
             validation=document.get("validation"),
             init_from=document.get("init_from"),
+            extends=document.get("extends"),
         )
 
 
@@ -93,7 +93,7 @@ class RunDirectory:
 
     def create(self, document: RunDocument) -> None:
         """Begin a new run. Raises TrainingError when the directory holds one already or cannot be written."""
-        if any((self.path / name).is_symlink() for name in ("last", "best")):
+        if any(target(self.path, name) or locate(self.path, name) for name in LINKS):
             raise TrainingError(
                 f"{self.path} holds a checkpoint: go on with `python -m training resume {self.path}`, or choose another --out"
             )
@@ -107,8 +107,7 @@ class RunDirectory:
     @classmethod
     def open(cls, path: Path) -> tuple[RunDirectory, RunDocument]:
         """A run to go on with, and its ``config.json``. Raises TrainingError."""
-        if not (path / "last").exists():
-            raise TrainingError(f"{path} has no last/ checkpoint to resume from; start a run with `python -m training --out {path}`")
+        cls(path).last()
         try:
             document = json.loads((path / "config.json").read_bytes())
             return cls(path), RunDocument.from_json(document)
@@ -116,6 +115,24 @@ class RunDirectory:
             raise TrainingError(f"{path / 'config.json'}: {error}") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise TrainingError(f"{path / 'config.json'} cannot be read: it is needed to resume") from None
+
+    def last(self) -> Path:
+        """The checkpoint to go on from. Raises TrainingError."""
+        if (last := find_last(self.path)) is None:
+            start = f"python -m training --out {self.path}"
+            raise TrainingError(f"{self.path} has no last/ checkpoint to resume from; start a run with `{start}`")
+        return last
+
+    def branch_point(self, latest: int) -> tuple[Path, int]:
+        """The latest of ``last`` and ``plateau`` with at most ``latest`` steps, and its steps. Raises TrainingError."""
+        found = [(read_manifest(path).document["steps"], path) for path in (self.last(), locate(self.path, "plateau")) if path]
+        fitting = [(step, path) for step, path in found if step <= latest]
+        if not fitting:
+            raise TrainingError(
+                f"{self.path} has no checkpoint from step {latest} or before, where schedules part: more --max-iters is needed"
+            )
+        step, path = max(fitting)
+        return path, step
 
     def write(self, name: str, data: bytes) -> None:
         """Replace a file of the run in one piece."""
@@ -127,38 +144,27 @@ class RunDirectory:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def save(self, step: int, files: Mapping[str, bytes], manifest: Mapping[str, Any], *, best: bool) -> None:
-        """Write ``step-NNNNNN``, point ``last`` (and ``best``) at it, and delete what neither points at."""
-        name = f"step-{step:06d}"
-        hint = f"; the last good checkpoint is {self.path / 'last'}" if (self.path / "last").exists() else ""
-        with writing(self.path / name, hint):
+    def save(self, step: int, files: Mapping[str, bytes], manifest: Mapping[str, Any], names: Sequence[str]) -> None:
+        """Write ``step-NNNNNN``, let ``names`` (last, best, plateau) mean it, and delete what no name means any more."""
+        name = step_name(step)
+        last = locate(self.path, "last")
+        with writing(self.path / name, f"; the last good checkpoint is {self.path / 'last'}" if last else ""):
             if not (self.path / name).exists():
                 write_checkpoint(self.path / name, files, manifest)
-            self.point("last", name)
-            if best:
-                self.point("best", name)
-        self.prune()
+            for link in names:
+                point(self.path, link, name)
+        prune(self.path)
 
-    def point(self, link: str, name: str) -> None:
-        """Swap a link by rename: readers see the old target or the new one."""
-        temporary = self.path / f".{link}.{os.getpid()}"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(name)
-        temporary.replace(self.path / link)
-
-    def repair(self, step: int, *, is_best: bool) -> None:
-        """Finish what a crash cut short between two links, and delete what is newer than ``last``: it will be made again."""
+    def repair(self, last: Path, *, is_best: bool) -> None:
+        """Finish what a crash or a copy did to the names, and delete what is newer than ``last``: it will be made again."""
         with writing(self.path):
-            if is_best:
-                self.point("best", f"step-{step:06d}")
-        self.prune()
-
-    def prune(self) -> None:
-        """Delete checkpoints that neither ``best`` nor ``last`` points at, and what a killed save left behind."""
-        kept = {os.readlink(self.path / link) for link in ("best", "last") if (self.path / link).is_symlink()}
-        for old in self.path.iterdir():
-            if OWN.fullmatch(old.name) and old.name not in kept:
-                shutil.rmtree(old, ignore_errors=True)
+            restore_links(self.path)
+            name = last.name if OWN.fullmatch(last.name) else target(self.path, "last")
+            if name:
+                point(self.path, "last", name)
+                if is_best:
+                    point(self.path, "best", name)
+        prune(self.path)
 
     def append_metrics(self, point: Point) -> None:
         """Add one validation's figures."""

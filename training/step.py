@@ -43,7 +43,7 @@ class TrainStep:
         rows: range,
     ) -> None:
         self.model, self.forward, self.optimizers = model, forward, optimizers
-        self.parameters = list(model.parameters())
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.dropout = config.dropout
         self.data, self.config, self.dtype = data, config, dtype
         self.rows = rows

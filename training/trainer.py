@@ -11,7 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from model.checkpoint.loading import LoadedCheckpoint, checkpoint_files, load_checkpoint
+from model.checkpoint.manifest import read_manifest
 from model.gpt import GPT
 from model.tokenizer.base import Tokenizer
 from training.checkpoint import TrainState, all_finite, build_manifest, load_state, state_files
@@ -30,18 +31,25 @@ from training.distributed import ONE_PROCESS, World
 from training.evaluate import mean_losses, measure
 from training.flops import flops_per_token, measure_peak
 from training.interrupt import InterruptedRunError, StopSignals
-from training.optim import MovingAverage, build_optimizers, schedule
+from training.optim import MovingAverage, build_optimizers, plateau_end, schedule
 from training.progress import LossLog, Progress, diverged, first_not_finite
 from training.report import Reporter
 from training.run_directory import Point, RunDirectory, RunDocument, read_metrics
 from training.step import build_step, compile_step
+from training.transfer import extend_vocabulary, transfer
 
 
 class Trainer:
     """One run. Building it touches no disk; :meth:`start` and :meth:`resume` do."""
 
     def __init__(
-        self, config: TrainConfig, text: Text, directory: RunDirectory, world: World = ONE_PROCESS, tokenizer: Tokenizer | None = None
+        self,
+        config: TrainConfig,
+        text: Text,
+        directory: RunDirectory,
+        world: World = ONE_PROCESS,
+        tokenizer: Tokenizer | None = None,
+        init: LoadedCheckpoint | None = None,
     ) -> None:
         self.config, self.text, self.directory, self.world = config, text, directory, world
         self.device = world.device(choose_device(config.device))
@@ -51,11 +59,14 @@ class Trainer:
         self.data = Dataset(text, self.tokenizer, config.block_size, self.device, config.calibration_fraction)
         torch.manual_seed(config.seed)
         self.model = GPT(config.model_config(self.tokenizer.vocab_size)).to(self.device)
+        self.ancestors: dict[str, dict[str, Any]] = {}
+        if init:
+            transfer(init, self.model, self.tokenizer)
+            self.ancestors["init_from"] = {"id": init.id, "steps": init.manifest.get("steps"), "start": init.manifest.get("start", "\n")}
         self.average = MovingAverage(self.model, config.ema) if config.ema else None
         self.optimizers = build_optimizers(self.model, config, self.dtype)
         self.losses = LossLog(self.device)
         self.state = TrainState()
-        self.origin: dict[str, Any] | None = None
         self.curve: list[Point] = []
         self.reporter = Reporter(directory, config, text, self.tokenizer, self.data, tensorboard=config.tensorboard and world.is_main)
         forward = world.wrap(self.model, self.device)
@@ -66,13 +77,54 @@ class Trainer:
 
     @classmethod
     def start(cls, config: TrainConfig, text: Text, out: Path, world: World = ONE_PROCESS, init: LoadedCheckpoint | None = None) -> Trainer:
-        """A new run in the directory ``out``, from the weights and tokenizer of ``init`` if given. Raises TrainingError."""
-        trainer = cls(config, text, RunDirectory(out), world, init.tokenizer if init else None)
-        if init:
-            trainer.model.load_state_dict(init.model.state_dict())
-            trainer.origin = {"id": init.id, "steps": init.manifest.get("steps")}
+        """A new run in the directory ``out``, from the weights of ``init`` (whose shape ``config`` has) if given. Raises TrainingError."""
+        tokenizer = extend_vocabulary(config, init, text) if init else None
+        trainer = cls(config, text, RunDirectory(out), world, tokenizer, init)
         if world.is_main:
             trainer.directory.create(trainer.document())
+        return trainer
+
+    @classmethod
+    def resume(cls, run: Path, data: Sequence[str] | None = None, world: World = ONE_PROCESS) -> Trainer:
+        """The run as it was at its last save. Raises TrainingError and CheckpointError."""
+        directory, document = RunDirectory.open(run)
+        trainer = cls.restore(document, document.train, directory, directory.last(), data, world)
+        trainer.curve = [point for point in read_metrics(run) if point.step <= trainer.state.step]
+        if world.is_main:
+            directory.replace_metrics(trainer.curve)
+            directory.repair(directory.last(), is_best=trainer.state.best_step == trainer.state.step)
+        return trainer
+
+    @classmethod
+    def extend(cls, run: Path, max_iters: int, out: Path, data: Sequence[str] | None = None, world: World = ONE_PROCESS) -> Trainer:
+        """A new run in ``out`` that goes on from ``run`` to ``max_iters`` steps. Raises TrainingError and CheckpointError.
+
+        WSD goes back to its plateau, so that the new run is what the old one would have been with so many steps from its beginning.
+        """
+        directory, document = RunDirectory.open(run)
+        config = replace(document.train, max_iters=max_iters)
+        path, step = directory.branch_point(plateau_end(config) if config.schedule == "wsd" else max_iters - 1)
+        trainer = cls.restore(document, config, RunDirectory(out), path, data, world)
+        trainer.curve = [point for point in read_metrics(run) if point.step <= step]
+        trainer.state.best_loss, trainer.state.best_step = None, 0  # the old run's best checkpoint is not in this one
+        trainer.ancestors["extends"] = {"id": read_manifest(path).id, "steps": step}
+        if world.is_main:
+            trainer.directory.create(trainer.document())
+            trainer.directory.replace_metrics(trainer.curve)
+        trainer.save(["last"])
+        return trainer
+
+    @classmethod
+    def restore(
+        cls, document: RunDocument, config: TrainConfig, directory: RunDirectory, path: Path, data: Sequence[str] | None, world: World
+    ) -> Trainer:
+        """A trainer with the weights, the optimizer and the losses that lie in the checkpoint ``path`` of a run."""
+        saved = load_checkpoint(path)
+        trainer = cls(config, load_run_text(document, data), directory, world, saved.tokenizer)
+        trainer.ancestors = {name: value for name, value in (("init_from", document.init_from), ("extends", document.extends)) if value}
+        trainer.served.load_state_dict(saved.model.state_dict())
+        trainer.state, losses = load_state(path, trainer.model, trainer.optimizers)
+        trainer.losses.restore(losses)
         return trainer
 
     def document(self) -> RunDocument:
@@ -84,30 +136,9 @@ class Trainer:
             data_sha256=text.sha256,
             data_paths=list(text.paths) if text.paths else None,
             validation={"paths": list(validation.paths or ()), "sha256": validation.sha256} if validation else None,
-            init_from=self.origin,
+            init_from=self.ancestors.get("init_from"),
+            extends=self.ancestors.get("extends"),
         )
-
-    @classmethod
-    def resume(cls, out: Path, data: Sequence[str] | None = None, world: World = ONE_PROCESS) -> Trainer:
-        """The run in ``out`` as it was at its last save. Raises TrainingError and CheckpointError."""
-        directory, document = RunDirectory.open(out)
-        text = load_run_text(document, data)
-        path = (directory.path / "last").resolve()
-        last = load_checkpoint(path)
-        trainer = cls(document.train, text, directory, world, last.tokenizer)
-        trainer.origin = document.init_from
-        trainer.restore(path, last)
-        return trainer
-
-    def restore(self, path: Path, last: LoadedCheckpoint) -> None:
-        """Take everything from ``last/``, which lies at ``path``."""
-        self.served.load_state_dict(last.model.state_dict())
-        self.state, losses = load_state(path, self.model, self.optimizers)
-        self.losses.restore(losses)
-        self.curve = [point for point in read_metrics(self.directory.path) if point.step <= self.state.step]
-        if self.world.is_main:
-            self.directory.replace_metrics(self.curve)
-            self.directory.repair(self.state.step, is_best=self.state.best_step == self.state.step)
 
     @property
     def served(self) -> GPT:
@@ -120,7 +151,7 @@ class Trainer:
             while self.state.step < self.config.max_iters and not self.stopped_early:
                 self.advance(progress)
                 if number := self.stop_requested(signals):
-                    self.save(best=False)
+                    self.save(["last"])
                     raise InterruptedRunError(signal.Signals(number))
             if self.stopped_early:
                 progress.say(f"no better loss for {self.config.patience} validations: stopped at step {self.state.step}")
@@ -136,8 +167,9 @@ class Trainer:
         if self.is_log_step:
             progress.update(step, self.checked_losses()[-1], self.state.best_loss)
         better = self.validate(progress) if last or step % self.config.eval_interval == 0 else False
-        if better or last or step % self.config.save_interval == 0:
-            self.save(best=better)
+        plateau = step == plateau_end(self.config)
+        if better or plateau or last or step % self.config.save_interval == 0:
+            self.save(["last", *(["best"] if better else []), *(["plateau"] if plateau else [])])
             progress.resume_clock()
         self.state.wall_time += time.monotonic() - began
 
@@ -172,8 +204,8 @@ class Trainer:
             self.reporter.report(self.served, self.curve, progress.say)
         return better
 
-    def save(self, *, best: bool) -> None:
-        """A complete checkpoint with what resuming needs, as ``last`` (and ``best``)."""
+    def save(self, names: Sequence[str]) -> None:
+        """A complete checkpoint with what resuming needs, under some of the names last, best and plateau."""
         losses = self.checked_losses()
         if not all_finite(list(self.model.state_dict().values())):
             diverged(f"a weight is not finite after step {self.state.step}", self.directory.path)
@@ -181,9 +213,8 @@ class Trainer:
             files = checkpoint_files(self.served, self.tokenizer, self.data.val[:256].tolist())
             files |= state_files(self.state, losses, self.model, self.optimizers, averaged=self.average is not None)
             manifest = build_manifest(self.state, self.curve, losses, self.config, self.text, self.data, self.dtype)
-            if self.origin:
-                manifest["init_from"] = self.origin
-            self.directory.save(self.state.step, files, manifest, best=best)
+            manifest |= {"start": self.ancestors.get("init_from", {}).get("start", "\n"), **self.ancestors}
+            self.directory.save(self.state.step, files, manifest, names)
 
     @property
     def stopped_early(self) -> bool:

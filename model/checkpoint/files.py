@@ -104,8 +104,8 @@ def read_checkpoint(path: str | Path, trusted: Sequence[str] | None = None) -> C
 
     ``trusted``: public keys, one of which must have signed it; None asks for no signature.
     """
-    path = Path(path)
-    manifest = read_manifest(path)
+    manifest = read_manifest(Path(path))
+    path = manifest.path
     if trusted is not None:
         from model.checkpoint.signature import verify  # whose library nobody else needs
 

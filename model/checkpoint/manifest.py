@@ -21,6 +21,8 @@ MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 MAX_JSON_BYTES = 64 << 20
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_DEPTH = 64
+MAX_NAME = 255
+"""Bytes of a file's name."""
 MIN_INT, MAX_INT = -(2**63), 2**64 - 1
 """The integers of msgpack."""
 MAX_DIGITS = 20
@@ -67,6 +69,7 @@ class Manifest:
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a checkpoint directory. Raises CheckpointError."""
+    path = checkpoint_directory(path)
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a directory: a checkpoint is a directory with a {MANIFEST}")
     data = read_file(path / MANIFEST, MAX_MANIFEST_BYTES)
@@ -76,6 +79,18 @@ def read_manifest(path: Path) -> Manifest:
     if not isinstance(document.get("start", ""), str):
         raise CheckpointError(f"{path / MANIFEST}: start must be a string")
     return Manifest(path, ID_PREFIX + hashlib.sha256(data).hexdigest(), data, document)
+
+
+def checkpoint_directory(path: Path) -> Path:
+    """``path``, or the directory beside it that a small file of that name holds the name of: a link, where there are no links."""
+    try:
+        if path.is_file() and path.stat().st_size <= MAX_NAME:
+            name = path.read_text(encoding="utf-8").strip()
+            if name not in ("", ".", "..") and Path(name).name == name and (path.parent / name).is_dir():
+                return path.parent / name
+    except (OSError, ValueError):
+        pass
+    return path
 
 
 def read_file(path: Path, limit: int | None = None) -> bytes:

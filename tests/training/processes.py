@@ -41,7 +41,11 @@ def flags(config: TrainConfig) -> list[str]:
     """The flags that make ``config`` from the preset default."""
     standard = TrainConfig().to_json()
     changed = {name: value for name, value in config.to_json().items() if value != standard[name]}
-    return [f"--{name.replace('_', '-')}={value}" for name, value in changed.items()]
+    names = {name: name.replace("_", "-") for name in changed}
+    return [
+        f"--{names[n]}" if value is True else f"--no-{names[n]}" if value is False else f"--{names[n]}={value}"
+        for n, value in changed.items()
+    ]
 
 
 LIMITED = (

@@ -112,6 +112,10 @@ def test_without_a_network_the_way_out_is_named(
         (("--dropout", "1.5"), "--dropout must be at least 0 and less than 1"),
         (("--seed", str(2**53)), "--seed must be at most"),
         (("--max-iters", "-1"), "--max-iters must be at least 1"),
+        (("--compile", "--device", "cpu"), "--compile needs a CUDA GPU"),
+        (("--lr-factors", "blocks.9.*=0"), "no parameter is called 'blocks.9.*'"),
+        (("--lr-factors", "blocks.0"), "is not PATTERN=FACTOR"),
+        (("--lr-factors", "*=0"), "freezes every parameter"),
         (("--block-size", "100000"), "too few for a context of 100000"),
     ],
 )

@@ -22,12 +22,12 @@ from training.data import Text, load_text
 from training.dataset import Dataset
 from training.evaluate import full_loss
 from training.flops import flops_per_token
-from training.optim import MovingAverage, build_optimizers, schedule, set_learning_rates, split_parameters
+from training.optim import MovingAverage, build_optimizers, kind_of, plateau_end, schedule, set_learning_rates
 from training.progress import LossLog, Progress
 from training.report import command_line, overfitting
 from training.run_directory import Point, RunDirectory
 from training.sampling import sample_text
-from training.step import WARM_UP_STEPS, GraphedStep, TrainStep
+from training.step import WARM_UP_STEPS, GraphedStep, TrainStep, compile_step
 from training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -139,14 +139,17 @@ def test_the_loss_log_keeps_what_it_is_given() -> None:
 
 def test_decay_is_for_matrices_only() -> None:
     model = GPT(GPTConfig(vocab_size=8, block_size=7, n_layer=2, n_head=2, n_embd=8))
+    config = replace(TINY, weight_decay=0.1, embedding_decay=0.03)
     names = {p: n for n, p in model.named_parameters()}
-    muon, decayed, plain = split_parameters(model, use_muon=True)
-    assert {names[p].split(".", 2)[2] for p in muon} == {"attn.qkv.weight", "attn.proj.weight", "mlp.up.weight", "mlp.down.weight"}
-    assert [names[p] for p in decayed] == ["lm_head.weight"]
-    assert all(p.ndim == 1 or "embedding" in names[p] for p in plain)
-    assert len(muon) + len(decayed) + len(plain) == len(names)
-    without = split_parameters(model, use_muon=False)
-    assert [len(part) for part in without] == [0, len(muon) + 1, len(plain)]
+    decays = {
+        names[p]: group["weight_decay"]
+        for optimizer in build_optimizers(model, config, torch.float32).values()
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert decays == {name: 0.03 if "embedding" in name else 0.1 if p.ndim == 2 else 0.0 for name, p in model.named_parameters()}
+    muon = {name.split(".", 2)[2] for name, p in model.named_parameters() if kind_of(name, p, use_muon=True) in ("stacked", "matrix")}
+    assert muon == {"attn.qkv.weight", "attn.proj.weight", "mlp.up.weight", "mlp.down.weight"}
 
 
 @pytest.mark.parametrize(
@@ -163,6 +166,7 @@ def test_decay_is_for_matrices_only() -> None:
 def test_schedules(change: dict[str, object], expected: Sequence[float]) -> None:
     config = replace(TINY, max_iters=10, warmup_iters=4, learning_rate=1e-3, **change)  # type: ignore[arg-type]
     assert [schedule(config, step) for step in range(10)] == pytest.approx(expected)
+    assert plateau_end(config) == (6 if config.schedule == "wsd" else 0)
 
 
 def test_both_optimizers_follow_the_schedule() -> None:
@@ -170,7 +174,7 @@ def test_both_optimizers_follow_the_schedule() -> None:
     optimizers = build_optimizers(GPT(config.model_config(8)), config, torch.float32)
     set_learning_rates(optimizers, config, 4)
     rates = {name: [group["lr"] for group in o.param_groups] for name, o in optimizers.items()}
-    assert rates == {"adamw": pytest.approx([5e-4, 5e-4]), "muon": pytest.approx([0.01, 0.01])}
+    assert rates == {"adamw": pytest.approx([5e-4, 5e-4, 5e-4]), "muon": pytest.approx([0.01, 0.01])}
 
 
 def test_the_moving_average_is_one() -> None:
@@ -315,7 +319,8 @@ def test_a_compiler_that_fails_does_not_break_the_run(
 
     monkeypatch.setattr(torch, "compile", fail if moment == "at once" else lambda model: fail)
     text, config = Text.of("to be or not to be " * 60), replace(TINY, max_iters=3, eval_interval=3)
-    compiled = Trainer.start(replace(config, compile=True), text, tmp_path / "compiled")
+    compiled = Trainer.start(config, text, tmp_path / "compiled")
+    compile_step(compiled.step)
     assert "--compile: RuntimeError: no compiler here; going on without" in capsys.readouterr().err
     plain = Trainer.start(config, text, tmp_path / "plain")
     for trainer in (compiled, plain):
