@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT   ?= 8000
 BIN    := .venv/bin
 
-.PHONY: help serve train test test-container check format golden bench bench-training soak dist sbom licenses clean
+.PHONY: help serve train test gpu-proof test-container check format golden bench bench-training soak dist sbom licenses clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
@@ -19,6 +19,9 @@ test: .venv/test ## install what the tests need and run them all
 
 test-container: .venv/test ## build the images and run the shipped compose file on a Docker engine (minutes)
 	$(BIN)/python -m pytest tests/container -m container $(ARGS)
+
+gpu-proof: .venv/test ## prove the CUDA kernels without a GPU, whole: every shape through NVRTC, every architecture, every barrier (half an hour)
+	FOLIO_GPU_PROOF=whole $(BIN)/python -m pytest tests/gpu $(ARGS)
 
 check: .venv/check ## lint, format and types of the code, lint of the Dockerfile and of CI's workflow
 	$(BIN)/ruff check
