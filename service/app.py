@@ -20,7 +20,7 @@ from starlette.types import Scope
 from service.api import address, admin, generate, openai, pages, probes
 from service.engine.interface import Engine
 from service.errors import ApiError
-from service.http import auth, rate_limit, size_limits
+from service.http import auth, size_limits
 from service.http.access_log import AccessLog
 from service.http.linger import Linger
 from service.http.root_path import RootPath
@@ -71,7 +71,6 @@ def layers(service: Service) -> list[Middleware]:
         Middleware(size_limits.HeaderLimit, service),
         Middleware(auth.AllowedHosts, service),
         Middleware(auth.Auth, service),
-        Middleware(rate_limit.KeyLimits, service),
         Middleware(size_limits.BodyLimit, service),
     ]
 

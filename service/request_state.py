@@ -16,6 +16,12 @@ class RequestState:
     """``time.monotonic()`` when its headers had arrived."""
     key: str | None = None
     """The name of the key that it came with; None where none is asked for."""
+    num_texts: int = 0
+    """Texts that were admitted for it."""
+    charged_tokens: int = 0
+    """Tokens that they may take, prompts included."""
+    used_tokens: int = 0
+    """Tokens that they took so far."""
     code: str | None = None
     """The code of the error that it ended with."""
     fields: dict[str, Any] = field(default_factory=dict)

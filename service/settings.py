@@ -42,8 +42,8 @@ REMOVED = {
 }
 """Settings of earlier versions, and what does their work now. Ignoring one silently could open what it closed."""
 LISTS = ("allowed_hosts", "cors_origins", "trusted_keys")
-ADMIN = "admin"
-"""What logs and metrics call the admin key."""
+ADMIN, ANONYMOUS = "admin", "anonymous"
+"""What logs and metrics call the admin key, and whoever has none."""
 KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 ROOT_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)+/?")
 
@@ -93,7 +93,10 @@ class Settings(BaseSettings):
 
     rate_limit: float | None = Field(None, gt=0, description="requests a second that each key may start; no limit if not set")
     rate_burst: int = Field(10, ge=1, description="requests that a key may start at once under the rate limit")
-    max_concurrent: int | None = Field(None, ge=1, description="requests that each key may have running; no limit if not set")
+    max_concurrent: int | None = Field(None, ge=1, description="texts that each key may have running or waiting; no limit if not set")
+    tokens_per_minute: int | None = Field(
+        None, ge=1, description="tokens, of prompts and texts together, that each key may use in a minute; no limit if not set"
+    )
 
     max_body_bytes: int = Field(1 << 20, ge=1024, description="largest request body")
     max_header_bytes: int = Field(16 << 10, ge=1024, description="largest request line and headers together")
@@ -183,7 +186,7 @@ def named_keys(keys: Sequence[str]) -> dict[str, str]:
         name = name or f"key-{place}"
         if not (KEY_NAME.fullmatch(name) and key):
             raise ValueError(f"key {place} must be KEY or NAME:KEY, the name of letters, digits, dots, dashes and underscores")
-        if name in named or name == ADMIN:
+        if name in named or name in (ADMIN, ANONYMOUS):
             raise ValueError(f"two keys are called {name}")
         named[name] = key
     return named

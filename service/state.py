@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
 from service.engine.errors import EngineError, EngineStopping
 from service.engine.interface import Engine, GenerationRequest, ServedCheckpoint, TextStream
+from service.key_limits import KeyLimits
+from service.request_state import RequestState
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
@@ -28,19 +30,25 @@ class Service:
     metrics: Metrics
     tracing: Tracing | None = None
     draining: bool = False
+    key_limits: KeyLimits = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.key_limits = KeyLimits(self.settings)
 
     def checkpoint(self, checkpoint_id: str | None = None) -> ServedCheckpoint:
         """A loaded checkpoint, the current one if none is named. Raises EngineError."""
         return self.engine.find(checkpoint_id)
 
-    def admit(self, *requests: GenerationRequest) -> list[TextStream]:
-        """Admit all of several requests or none. Raises EngineError."""
+    def admit(self, state: RequestState, *requests: GenerationRequest) -> list[TextStream]:
+        """Admit all texts that a request asks for, or none. Raises EngineError, and ApiError beyond its key's limits."""
         if self.draining:
             raise EngineStopping("the server is shutting down")
+        tokens = sum(len(request.prompt) + request.params.max_new_tokens - request.skip_tokens for request in requests)
+        self.key_limits.admit(state, len(requests), tokens)
         streams: list[TextStream] = []
         try:
             for request in requests:
-                streams.append(self.engine.submit(request))
+                streams.append(self.engine.submit(replace(request, key=state.key or "")))
         except EngineError:
             for stream in streams:
                 stream.cancel()

@@ -49,7 +49,7 @@ async def answer(request: Request, plan: Plan, form: str, headers: dict[str, str
     service, state = service_of(request), request_state(request.scope)
     if len(request.headers.getlist("last-event-id")) > 1:
         raise ApiError("invalid_request", "Last-Event-ID: given twice", param="Last-Event-ID")
-    (stream,) = service.admit(plan.request)
+    (stream,) = service.admit(state, plan.request)
     note(state, plan)
     generation = Generation(service, plan, stream, state)
     headers |= response_headers(plan)

@@ -22,6 +22,7 @@ from service.engine.interface import Chunk, Completion, TextStream
 from service.errors import ApiError, as_api_error
 from service.http.sse import unless_gone
 from service.request_state import RequestState
+from service.settings import ANONYMOUS
 from service.state import Service
 from service.telemetry.metrics import Where
 
@@ -40,7 +41,9 @@ class Generation:
         self.index = plan.resume_from or 0  # tokens whose text was read
         self.ended = False
         self.last_read = 0.0  # time.monotonic() of the last chunk
+        self.key_tokens = self.metrics.tokens.labels(state.key or ANONYMOUS)
         self.metrics.prompt_tokens.inc(len(plan.request.prompt))
+        self.count(len(plan.request.prompt))
 
     async def read(self) -> AsyncGenerator[Chunk, None]:
         """Every chunk. Closed or cancelled early, the text counts as cancelled. Raises EngineError."""
@@ -60,11 +63,17 @@ class Generation:
         """Whether all of the text has arrived: it did not fail, and no time ran out."""
         return self.ended and self.completion.finish_reason != "timeout"
 
+    def count(self, tokens: int) -> None:
+        """Tokens that its key has to answer for."""
+        self.state.used_tokens += tokens
+        self.key_tokens.inc(tokens)
+
     def measure(self, chunk: Chunk) -> None:
         """Text has arrived."""
         now = time.monotonic()
-        tokens = chunk.index - self.index
-        self.metrics.generation_tokens.inc(max(tokens, 0))
+        tokens = max(chunk.index - self.index, 0)
+        self.metrics.generation_tokens.inc(tokens)
+        self.count(tokens)
         if not self.last_read:
             self.metrics.ttft.observe(now - self.state.started)
         elif tokens > 0:
@@ -80,7 +89,9 @@ class Generation:
     def finish(self, completion: Completion) -> None:
         """All text has arrived."""
         self.completion, self.ended = completion, True
-        self.metrics.generation_tokens.inc(max(completion.completion_tokens - self.index, 0))
+        rest = max(completion.completion_tokens - self.index, 0)
+        self.metrics.generation_tokens.inc(rest)
+        self.count(rest)
         self.metrics.success.labels(completion.finish_reason).inc()
         self.metrics.queue.observe(completion.queue_s)
         self.metrics.e2e.observe(time.monotonic() - self.state.started)

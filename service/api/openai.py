@@ -36,7 +36,7 @@ async def completions(
     """OpenAI's completions: text or token ids in, one or more choices out, streamed or not."""
     service, state = service_of(request), request_state(request.scope)
     plans = plan_completions(service, body)
-    streams = service.admit(*(plan.request for plan in plans))
+    streams = service.admit(state, *(plan.request for plan in plans))
     generations = [Generation(service, plan, stream, state) for plan, stream in zip(plans, streams, strict=True)]
     head = plans[0].checkpoint
     choices = Choices(head, body, f"cmpl-{state.request_id}", int(time.time()))

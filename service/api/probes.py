@@ -116,6 +116,7 @@ def limits(service: Service) -> Limits:
         max_header_bytes=settings.max_header_bytes,
         rate_limit=settings.rate_limit,
         max_concurrent=settings.max_concurrent,
+        tokens_per_minute=settings.tokens_per_minute,
     )
 
 

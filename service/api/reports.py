@@ -109,6 +109,7 @@ class Limits(BaseModel):
     max_header_bytes: int
     rate_limit: float | None
     max_concurrent: int | None
+    tokens_per_minute: int | None
 
 
 class Info(BaseModel):

@@ -67,7 +67,7 @@ async def local_client(checkpoint: Path) -> AsyncIterator[httpx.AsyncClient]:
     from service.settings import Settings
     from service.state import Service
 
-    unlimited: dict[str, Any] = dict.fromkeys(("api_keys", "api_keys_file", "rate_limit", "max_concurrent", "watch"))
+    unlimited: dict[str, Any] = dict.fromkeys(("api_keys", "api_keys_file", "rate_limit", "max_concurrent", "tokens_per_minute", "watch"))
     app = create_app(Settings(**unlimited, checkpoint=checkpoint, max_new_tokens=NO_LIMIT))
     service: Service = app.state.service
     async with app.router.lifespan_context(app):

@@ -64,7 +64,7 @@ class EngineClient:
         self.check_running()
         supervisor, checkpoint = self.rollout.find(request.checkpoint_id)
         waiting = supervisor.num_active - self.max_batch
-        if waiting >= self.max_queue:
+        if waiting >= self.max_queue and any(stream.request.key == request.key for stream in supervisor.streams):
             raise QueueFull(f"{waiting} requests wait already, the most that may; try again later", self.retry_after_s())
         if request.params.stride is None:
             request = replace(request, params=replace(request.params, stride=checkpoint.default_stride))

@@ -75,6 +75,8 @@ class GenerationRequest:
     """Withhold the text of the first tokens (a resumed stream has sent it already)."""
     checkpoint_id: str | None = None
     """None: the current one."""
+    key: str = ""
+    """Whose it is, by name: keys take turns in the queue."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,7 +216,7 @@ class Supervisor:
         self.next_key += 1
         self.keys[stream], self.by_key[self.next_key] = self.next_key, stream
         request = stream.request
-        self.worker.send(Submit(self.next_key, stream.order, list(request.prompt), stream.tokens.tolist(), request.params))
+        self.worker.send(Submit(self.next_key, stream.order, list(request.prompt), stream.tokens.tolist(), request.params, request.key))
 
     def withdraw(self, stream: EngineStream) -> None:
         """Take a stream from the worker; it stays ours and may be submitted again."""

@@ -1,6 +1,6 @@
 """The outermost layer of ours: gives a request its id, turns every exception into an answer, and writes one line when all is sent.
 
-    Linger → CORS → AccessLog → RootPath → HeaderLimit → AllowedHosts → Auth → KeyLimits → BodyLimit → routes
+    Linger → CORS → AccessLog → RootPath → HeaderLimit → AllowedHosts → Auth → BodyLimit → routes
 
 Each layer is a small pure ASGI class: Starlette's ``BaseHTTPMiddleware`` defeats back-pressure. What a layer refuses, it raises.
 """
@@ -53,6 +53,7 @@ class AccessLog:
         except Exception as error:
             await self.answer(error, scope, receive, answer, state)
         finally:
+            self.service.key_limits.end(state)
             self.finish(scope, state, answer)
 
     async def answer(self, error: Exception, scope: Scope, receive: Receive, answer: Answer, state: RequestState) -> None:

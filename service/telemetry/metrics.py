@@ -29,6 +29,7 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self.prompt_tokens = Counter("folio_prompt_tokens", "Prompt tokens of admitted requests", registry=registry)
         self.generation_tokens = Counter("folio_generation_tokens", "Generated tokens whose text was sent", registry=registry)
+        self.tokens = Counter("folio_tokens", "Tokens of prompts and of texts", ["key"], registry=registry)
         self.success = Counter("folio_request_success", "Requests answered whole", ["finish_reason"], registry=registry)
         self.refused = Counter("folio_request_refused", "Requests that ended with an error", ["code"], registry=registry)
         self.cancelled = Counter("folio_requests_cancelled", "Requests that ended before their text did", ["where"], registry=registry)

@@ -50,8 +50,10 @@ class EngineCore:
             block_size=self.block_size,
             tokens=beginning + request.generated,
             num_prompt=len(beginning),
+            order=request.order,
+            key=request.key,
         )
-        self.scheduler.add(sequence, request.order)
+        self.scheduler.add(sequence)
 
     def cancel(self, sequence_id: int) -> None:
         """Drop a request; its row is free for the next step."""

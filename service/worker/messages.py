@@ -55,6 +55,8 @@ class Submit(Message, frozen=True):
     prompt: list[int]
     generated: list[int]
     params: SamplingParams
+    key: str = ""
+    """Whose it is, by name: keys take turns in the queue."""
 
 
 class Cancel(Message, frozen=True):

@@ -2,15 +2,16 @@
 
 There is no prefill phase and no decode phase. Each step prefills some tokens, within a budget so that decoding rows never wait for
 long, and then lets every sequence that is ready decode several tokens. New sequences get the lowest free row, first come first
-served; a sequence whose window has moved goes to the end of the line of those that prefill.
+served within a key and fairly between keys; a sequence whose window has moved goes to the end of the line of those that prefill.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
+from service.worker.fair_queue import FairQueue
 from service.worker.runners.interface import DecodeSlot, PrefillChunk, SampledTokens
 from service.worker.sequence import Sequence
 
@@ -49,7 +50,7 @@ class Scheduler:
         self.num_rows = rows
         self.chunk_size = chunk_size
         self.free_rows = list(range(rows))
-        self.waiting: list[tuple[int, Sequence]] = []  # heap by order of arrival
+        self.waiting = FairQueue()
         self.prefilling: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}  # id → sequence with a row
         self.sequences: dict[int, Sequence] = {}  # id → every sequence
@@ -61,10 +62,10 @@ class Scheduler:
         """Whether a step would do anything."""
         return bool(self.sequences)
 
-    def add(self, sequence: Sequence, order: int) -> None:
-        """Queue a sequence. ``order`` decides its place: a rebuilt one keeps that of its first arrival."""
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence."""
         self.sequences[sequence.id] = sequence
-        heapq.heappush(self.waiting, (order, sequence))
+        self.waiting.push(sequence)
 
     def cancel(self, sequence_id: int) -> None:
         """Drop a sequence, wherever it is. An unknown id is that of a sequence that has just ended."""
@@ -75,9 +76,12 @@ class Scheduler:
         """The one way out: row and every entry are given back."""
         del self.sequences[sequence.id]
         if sequence.row < 0:
-            self.waiting = [entry for entry in self.waiting if entry[1] is not sequence]
-            heapq.heapify(self.waiting)
-            return
+            self.waiting.remove(sequence)
+        else:
+            self.take_row(sequence)
+
+    def take_row(self, sequence: Sequence) -> None:
+        """Its row is free again."""
         del self.running[sequence.id]
         if sequence in self.prefilling:
             self.prefilling.remove(sequence)
@@ -87,8 +91,9 @@ class Scheduler:
     def schedule(self) -> Batch:
         """Admit, prefill within the budget, and let every sequence decode that is ready."""
         batch = Batch()
+        self.take_turns(batch)
         while self.free_rows and self.waiting:
-            batch.admitted.append(self.admit())
+            batch.admitted.append(self.admit(self.waiting.pop()))
         self.schedule_prefill(batch)
         batch.sequences = [s for s in self.running.values() if s.is_ready]
         if batch.sequences:
@@ -96,9 +101,28 @@ class Scheduler:
             batch.slots = [s.decode_slot(num_steps) for s in batch.sequences]
         return batch
 
-    def admit(self) -> Sequence:
-        """Give the lowest free row to the first sequence in the queue."""
-        _, sequence = heapq.heappop(self.waiting)
+    def take_turns(self, batch: Batch) -> None:
+        """A key that waits and has no row gets one from the key with most of them.
+
+        The sequence that is cheapest to rebuild goes back to its place in the queue: a cache is a function of its tokens, so that
+        costs time and changes no byte. Who has one row keeps it, so nobody is sent to and fro.
+        """
+        if self.free_rows or not self.waiting:
+            return
+        rows = Counter(sequence.key for sequence in self.running.values())
+        for key in [key for key in self.waiting.turns if key not in rows]:
+            richest, most = rows.most_common(1)[0]
+            if most <= 1:
+                return
+            rows[richest] -= 1
+            sequence = min((s for s in self.running.values() if s.key == richest), key=lambda s: len(s.tokens))
+            self.take_row(sequence)
+            sequence.num_cached = sequence.num_decodes = 0
+            self.waiting.push(sequence)
+            batch.admitted.append(self.admit(self.waiting.pop(key)))
+
+    def admit(self, sequence: Sequence) -> Sequence:
+        """Give the lowest free row to a sequence that has left the queue."""
         sequence.row = heapq.heappop(self.free_rows)
         self.running[sequence.id] = sequence
         if not sequence.is_ready:

@@ -30,6 +30,10 @@ class Sequence:
     tokens: list[int]
     num_prompt: int
     """Tokens before the first generated one: the prompt's length, or 1 for the start token."""
+    order: int = 0
+    """When it first came: earlier ones of the same key run before it."""
+    key: str = ""
+    """Whose it is."""
     row: int = -1
     """-1 while it waits for one."""
     num_cached: int = 0

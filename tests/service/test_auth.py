@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from service.http import auth
-from service.http.rate_limit import TokenBucket
+from service.key_limits import TokenBucket
 from tests.service.fakes import FakeEngine, fake_checkpoint
 from tests.service.running import Running, request
 from tests.support.wait import wait_for
@@ -196,12 +196,59 @@ def test_concurrency_limit_ends_with_the_answer(serve: Serve) -> None:
 
 def test_token_bucket_refills_at_its_rate() -> None:
     now = [0.0]
-    bucket = TokenBucket(rate=2.0, burst=3, clock=lambda: now[0])
+    bucket = TokenBucket(rate=2.0, capacity=3, clock=lambda: now[0])
     assert [bucket.take() for _ in range(4)] == [0, 0, 0, 0.5]
     now[0] = 0.5
     assert [bucket.take(), bucket.take()] == [0, 0.5]
     now[0] = 100.0
     assert [bucket.take() for _ in range(4)] == [0, 0, 0, 0.5]
+
+
+def test_texts_are_counted_and_not_requests(serve: Serve) -> None:
+    """One body with 32 prompts and n = 8 was one request of a key that might have one."""
+    server = serve(FakeEngine(delay=0.005), api_keys=f"{KEY},{OTHER}", max_concurrent=4)
+    too_many = server.post("/v1/completions", prompt=["R"] * 3, n=2, headers=bearer(KEY))
+    assert (too_many.status_code, too_many.json()["error"]["code"]) == (422, "invalid_request")
+    assert server.post("/v1/completions", prompt=["R"] * 2, n=2, headers=bearer(KEY)).status_code == 200
+    with server.connect() as sock:
+        sock.sendall(
+            request({"prompt": ["R"] * 3, "max_tokens": 4000, "stream": True}, "/v1/completions", extra=f"Authorization: Bearer {KEY}\r\n")
+        )
+        wait_for(lambda: len(server.engine.streams) == 3)
+        assert server.post(**BODY, headers=bearer(KEY)).status_code == 200
+        busy = server.post("/v1/completions", prompt="R", n=2, headers=bearer(KEY))
+        assert (busy.status_code, busy.json()["error"]["code"]) == (429, "rate_limited")
+        assert server.post("/v1/completions", prompt="R", n=2, headers=bearer(OTHER)).status_code == 200
+    wait_for(lambda: server.post("/v1/completions", prompt="R", n=4, headers=bearer(KEY)).status_code == 200)
+    assert {stream.request.key for stream in server.engine.submitted} == {"key-1", "key-2"}
+
+
+def test_a_budget_of_tokens(serve: Serve) -> None:
+    """Charged when a request is admitted, so that many at once cannot all pass; what was not used is given back."""
+    server = serve(api_keys=f"alice:{KEY},{OTHER}", tokens_per_minute=600)
+    assert server.post(prompt="R" * 10, max_new_tokens=90, headers=bearer(KEY)).status_code == 200
+    assert server.metric("folio_tokens_total", key="alice") == 100
+    stopped = server.post(prompt="R", max_new_tokens=4000, stop=["a", "e", "i", "o", "u", "n"], stream=False, headers=bearer(KEY))
+    assert stopped.json()["usage"]["completion_tokens"] < 400
+    assert server.post(prompt="R", max_new_tokens=4000, headers=bearer(KEY)).status_code == 200, "the rest was given back"
+    refused = server.post(**BODY, headers=bearer(KEY))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limited")
+    used = server.metric("folio_tokens_total", key="alice")
+    assert 4100 < used < 4600
+    assert used - 600 - 60 <= 10 * int(refused.headers["retry-after"]) <= used - 600 + 60, "the time until the debt is paid"
+    assert server.post(**BODY, headers=bearer(OTHER)).status_code == 200
+    assert server.metric("folio_tokens_total", key="key-2") == 6
+    assert KEY not in server.http.get("/metrics", headers=bearer(OTHER)).text
+
+
+def test_a_bucket_may_be_overdrawn() -> None:
+    now = [0.0]
+    bucket = TokenBucket(rate=10.0, capacity=600, clock=lambda: now[0])
+    assert bucket.wait_s() == 0
+    bucket.level -= 1000
+    assert bucket.wait_s() == pytest.approx(40.1)
+    now[0] = 40.1
+    assert bucket.wait_s() == 0
 
 
 # Admin
