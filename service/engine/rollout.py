@@ -53,7 +53,9 @@ class Rollout:
         self.candidate_since = 0.0
         self.previous: Target | None = None
         self.pinned = PinnedCheckpoints(options.cache.resolve() / "followed")
-        self.background = Background()
+        self.background = Background()  # what follows and retires
+        self.lives = Background()  # a task of each supervisor, which ends with its worker and is never cancelled before
+        self.alive: set[Supervisor] = set()
 
     @property
     def supervisors(self) -> list[Supervisor]:
@@ -103,18 +105,20 @@ class Rollout:
             expected_id=expected_id,
             attempts=attempts,
         )
-        supervisor.task = self.background.start(
+        self.alive.add(supervisor)
+        supervisor.task = self.lives.start(
             "supervise", supervisor.run(), on_failure=lambda error: supervisor.give_up(f"unexpected error: {error!r}")
         )
+        supervisor.task.add_done_callback(lambda _: self.alive.discard(supervisor))
         return supervisor
 
     async def close(self) -> None:
         """End every worker, loading or not."""
         if self.candidate is not None:
             self.candidate.give_up("the server is shutting down")
-        candidates = [self.candidate] if self.candidate is not None else []
-        await asyncio.gather(*(supervisor.close() for supervisor in self.supervisors + candidates))
         await self.background.close()
+        await asyncio.gather(*(supervisor.close() for supervisor in self.alive))
+        await self.lives.close()
         await asyncio.to_thread(self.pinned.close)
 
     # ---- promotion ---------------------------------------------------------------------------------------------------------

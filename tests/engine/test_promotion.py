@@ -18,7 +18,7 @@ from model.checkpoint.manifest import Manifest, read_manifest
 from model.config import GPTConfig
 from model.gpt import GPT
 from model.tokenizer.char import CharTokenizer
-from service.engine import rollout
+from service.engine import rollout, worker_process
 from service.engine.catalogue import find_checkpoint
 from service.engine.errors import CheckpointGone, CheckpointNotFound, CheckpointRefused, PromotionInProgress
 from service.engine.interface import Chunk, EngineOptions
@@ -203,5 +203,30 @@ def test_a_candidate_is_not_tried_again_and_again(serving_a: EngineOptions, cata
             os.kill(worker_pid(engine) or 0, signal.SIGKILL)  # once it serves, it is kept alive like any other
             await until(lambda: current(engine).restarts == 1)
             await read(engine.submit(request(new=10)))
+
+    run(body())
+
+
+def test_closing_in_the_midst_of_a_switch_leaves_no_process(
+    serving_a: EngineOptions, catalogue: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old worker was killed and nobody waited for it, if the engine closed while it was being retired."""
+    _, b, _ = ids(catalogue)
+    reaped = worker_process.WorkerProcess.kill
+    ended: list[int | None] = []
+
+    async def slowly(worker: worker_process.WorkerProcess) -> None:
+        await asyncio.sleep(0.05)
+        await reaped(worker)
+        ended.append(worker.process.returncode)
+
+    monkeypatch.setattr(worker_process.WorkerProcess, "kill", slowly)
+
+    async def body() -> None:
+        async with running(serving_a) as engine:
+            await engine.promote(b)
+            await until(lambda: engine.rollout.retiring is None)
+        assert len(ended) == 2
+        assert None not in ended
 
     run(body())
