@@ -14,6 +14,7 @@ from httpx_sse import ServerSentEvent
 
 from service.client import AsyncFolio, Folio, FolioError, Stream, main
 from service.client import stream_state as client_module
+from service.client.race import Race
 from tests.service.fakes import FakeEngine
 from tests.service.running import Running
 from tests.support.wait import wait_for
@@ -179,3 +180,31 @@ def test_the_command(serve: Serve, capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().out.replace("\r\n", "\n") == f"{text}\n".replace("\r\n", "\n")
     assert main(args) == 1
     assert "unauthorized" in capfd.readouterr().err
+
+
+def test_two_replicas_are_raced_and_one_may_die(serve: Serve, cut: CuttingProxy) -> None:
+    """Both say the same, so whichever is ahead is taken; the pieces join to the text however the lead changes."""
+    slow, fast = serve(FakeEngine(delay=0.01, burst=3)), serve(FakeEngine(delay=0.005, burst=11))
+    with Folio(slow.url) as folio:
+        expected = folio.generate("ROMEO:", max_new_tokens=200, seed=7)["text"]
+    replicas = [slow.url, fast.url]
+    with Folio(urls=replicas) as folio:
+        assert "".join(folio.stream("ROMEO:", max_new_tokens=200, seed=7)) == expected
+        assert folio.generate("ROMEO:", max_new_tokens=200, seed=7)["text"] == expected
+
+    async def raced(urls: list[str]) -> str:
+        async with AsyncFolio(urls=urls) as folio:
+            return "".join([text async for text in folio.stream("ROMEO:", max_new_tokens=200, seed=7)])
+
+    assert asyncio.run(raced(replicas)) == expected
+    failing = serve(FakeEngine(fail_at=20, failure=RuntimeError("broken on purpose")))
+    assert asyncio.run(raced([failing.url, slow.url])) == expected
+    with pytest.raises(FolioError, match="internal_error"):
+        asyncio.run(raced([failing.url, failing.url]))
+
+
+def test_replicas_that_differ_are_told_apart() -> None:
+    race = Race(2)
+    assert race.add(0, "To be") + race.add(1, "To be, o") == "To be, o"
+    with pytest.raises(FolioError, match="replicas_differ"):
+        race.add(0, "; o")
