@@ -17,7 +17,7 @@ MAX_LINES = 250
 MAX_FILES = 10
 """Beside ``__init__``, in a package of the service."""
 
-AWAIT_THEIR_TASKS = {"service/api/generation.py", "service/client/batch.py", "service/http/sse.py"}
+AWAIT_THEIR_TASKS = {"service/client/asynchronous.py", "service/api/generation.py", "service/client/batch.py", "service/http/sse.py"}
 """Files that gather the tasks that they start."""
 
 ONE_NAME_IN_SEVERAL_PACKAGES = {
