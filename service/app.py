@@ -14,12 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match
-from starlette.types import Scope
+from starlette.routing import BaseRoute
 
 from service.api import address, admin, generate, openai, pages, probes
+from service.api.unrouted import router_error
 from service.engine.interface import Engine
-from service.errors import ApiError
 from service.http import auth, size_limits
 from service.http.access_log import AccessLog
 from service.http.linger import Linger
@@ -92,23 +91,6 @@ async def raise_refusal(request: Request, error: Exception) -> Response:
     """The router's own errors go the way of all others, to ``AccessLog``."""
     assert isinstance(error, HTTPException)
     raise router_error(error, request.scope) from None
-
-
-def router_error(error: HTTPException, scope: Scope) -> ApiError:
-    """What the router says (404, 405) as one of our errors."""
-    if error.status_code == 405:
-        refusal = ApiError("method_not_allowed", "this route does not take this method")
-        refusal.headers = {"Allow": ", ".join(allowed_methods(scope))}
-        return refusal
-    if error.status_code == 404:
-        return ApiError("not_found", "there is no such route")
-    return ApiError("invalid_request", str(error.detail))
-
-
-def allowed_methods(scope: Scope) -> list[str]:
-    """The methods of all routes that share a path; the router itself names only those of the first."""
-    routes = [route for route in scope["app"].routes if route.matches(scope)[0] != Match.NONE]
-    return sorted({method for route in routes for method in getattr(route, "methods", None) or ()})
 
 
 @asynccontextmanager

@@ -91,6 +91,11 @@ def error_object(error: ApiError, request_id: str, *, openai: bool) -> dict[str,
     return {"code": error.code, "message": error.message, "param": error.param, "request_id": request_id}
 
 
+def status_of(error: ApiError, *, openai: bool) -> int:
+    """The status of an error. OpenAI says 400 of every body that it does not take, and its clients have a class for that."""
+    return 400 if openai and error.status == 422 else error.status
+
+
 def error_response(error: ApiError, request_id: str, *, openai: bool) -> Response:
     """A refusal as a whole response."""
     headers = dict(error.headers)
@@ -101,7 +106,7 @@ def error_response(error: ApiError, request_id: str, *, openai: bool) -> Respons
     if error.status in (408, 431):
         headers["Connection"] = "close"
     body = json.dumps({"error": error_object(error, request_id, openai=openai)})
-    return Response(body, error.status, headers, media_type="application/json")
+    return Response(body, status_of(error, openai=openai), headers, media_type="application/json")
 
 
 def is_openai(path: str) -> bool:

@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     trusted_keys: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description="public keys, separated by commas: only checkpoints that one of them has signed are served (folio-train sign)"
     )
+    served_model_name: str = Field("folio", min_length=1, max_length=128, description="the name under /v1 of whatever checkpoint serves")
     host: str = Field("127.0.0.1", description="address to listen on; without keys only a loopback address")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
 

@@ -31,6 +31,8 @@ class Service:
     tracing: Tracing | None = None
     draining: bool = False
     key_limits: KeyLimits = field(init=False)
+    held_logprobs: int = 0
+    """Log-probabilities that running answers may come to."""
 
     def __post_init__(self) -> None:
         self.key_limits = KeyLimits(self.settings)

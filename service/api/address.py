@@ -17,12 +17,13 @@ from pydantic import ValidationError
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
+from service.api.fields import shown
 from service.api.generate import JSON, SSE, answer, media_type
 from service.api.openapi import EXAMPLE_EVENTS, GENERATION, REQUEST_ID_HEADER, LastEventId, errors, events_too, examples
-from service.api.parsing import make_router
+from service.api.parsing import make_router, off_loop
 from service.api.plan import Plan, plan_generate
 from service.api.responses import GenerateReply
-from service.api.schemas import GenerateBody, shown
+from service.api.schemas import GenerateBody
 from service.errors import ApiError
 from service.settings import Settings
 from service.state import service_of
@@ -120,7 +121,7 @@ async def address(request: Request, body: GenerateBody, last_event_id: str | Non
     """Answer with the text, or with the news that the client has it already. Raises ApiError and EngineError."""
     if request.query_params and request.method == "QUERY":
         raise ApiError("invalid_request", "a QUERY has its parameters in its body", param=shown(next(iter(request.query_params))))
-    plan = plan_generate(service_of(request), body, last_event_id)
+    plan = await off_loop(await request.body(), plan_generate, service_of(request), body, last_event_id)
     if plan.ended:
         return Response(status_code=204, headers={"Cache-Control": "no-store"})
     form = media_type(body, request.headers.get("accept", ""))

@@ -17,7 +17,7 @@ from service.errors import ApiError, error_object
 
 TOKENS_AT_ONCE = 64
 """Log-probabilities of this many tokens are written before other requests get their turn."""
-LEAST = -9999.0
+LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON does not have."""
 
 
@@ -32,8 +32,8 @@ def logprobs_json(logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> str
     prefix = token_prefixes(tokenizer)
     return ", ".join(
         [
-            f"{prefix[each.id]}{max(each.logprob, LEAST)!r}, "
-            f'"top": [{", ".join([f"{prefix[id]}{max(logprob, LEAST)!r}}}" for id, logprob in each.top])}]}}'
+            f"{prefix[each.id]}{max(each.logprob, LEAST_LOGPROB)!r}, "
+            f'"top": [{", ".join([f"{prefix[id]}{max(logprob, LEAST_LOGPROB)!r}}}" for id, logprob in each.top])}]}}'
             for each in logprobs
         ]
     )

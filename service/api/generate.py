@@ -8,9 +8,9 @@ from fastapi import Request
 from starlette.responses import Response
 
 from service.api.events import NativeEvents, reply_json
-from service.api.generation import Generation, complete, events
+from service.api.generation import admit, complete, events
 from service.api.openapi import EXAMPLE_EVENTS, GENERATION, REQUEST_ID_HEADER, LastEventId, errors, events_too, examples
-from service.api.parsing import make_router
+from service.api.parsing import make_router, off_loop
 from service.api.plan import Plan, plan_generate
 from service.api.responses import GenerateReply
 from service.api.schemas import GenerateBody
@@ -36,7 +36,7 @@ async def generate(
     last_event_id: LastEventId = None,
 ) -> Response:
     """Generate text after a prompt. The same request and seed give the same bytes, streamed or not, beside any others."""
-    plan = plan_generate(service_of(request), body, last_event_id)
+    plan = await off_loop(await request.body(), plan_generate, service_of(request), body, last_event_id)
     return await answer(request, plan, media_type(body, request.headers.get("accept", "")), {"Cache-Control": "no-store"})
 
 
@@ -49,15 +49,14 @@ async def answer(request: Request, plan: Plan, form: str, headers: dict[str, str
     service, state = service_of(request), request_state(request.scope)
     if len(request.headers.getlist("last-event-id")) > 1:
         raise ApiError("invalid_request", "Last-Event-ID: given twice", param="Last-Event-ID")
-    (stream,) = service.admit(state, plan.request)
+    (generation,) = admit(service, state, [plan])
     note(state, plan)
-    generation = Generation(service, plan, stream, state)
     headers |= response_headers(plan)
     if form == SSE:
         stream_of_events = events([generation], NativeEvents(generation, ends_for_good=is_address))
         keep_alive_s = service.settings.keep_alive_s
         is_whole = generation.is_whole if is_address else None
-        return EventStream(stream_of_events, [stream], headers=headers, keep_alive_s=keep_alive_s, is_whole=is_whole)
+        return EventStream(stream_of_events, [generation], headers=headers, keep_alive_s=keep_alive_s, is_whole=is_whole)
     (completion,) = await complete([generation], request.receive)
     if not generation.is_whole():
         headers["Cache-Control"] = "no-store"

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
-from typing import Protocol
+from typing import Protocol, Self
 
 from starlette.types import Receive
 
@@ -28,6 +28,10 @@ from service.telemetry.metrics import Where
 
 logger = logging.getLogger("folio")
 
+MAX_HELD_LOGPROBS = 1 << 21
+"""Log-probabilities that all running answers may come to together: some 140 bytes each, so 300 MB."""
+BUSY_RETRY_S = 5.0
+
 
 class Generation:
     """One admitted text: what was planned, the engine's stream of it, and how far it has been read."""
@@ -36,7 +40,7 @@ class Generation:
     """The whole text, once `read` is through."""
 
     def __init__(self, service: Service, plan: Plan, stream: TextStream, state: RequestState) -> None:
-        self.plan, self.stream, self.state = plan, stream, state
+        self.service, self.plan, self.stream, self.state = service, plan, stream, state
         self.metrics = service.metrics
         self.index = plan.resume_from or 0  # tokens whose text was read
         self.ended = False
@@ -44,6 +48,14 @@ class Generation:
         self.key_tokens = self.metrics.tokens.labels(state.key or ANONYMOUS)
         self.metrics.prompt_tokens.inc(len(plan.request.prompt))
         self.count(len(plan.request.prompt))
+
+    async def __aenter__(self) -> Self:
+        await self.stream.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.service.held_logprobs -= self.plan.num_logprobs
+        await self.stream.__aexit__(*exc)
 
     async def read(self) -> AsyncGenerator[Chunk, None]:
         """Every chunk. Closed or cancelled early, the text counts as cancelled. Raises EngineError."""
@@ -93,6 +105,7 @@ class Generation:
         self.metrics.generation_tokens.inc(rest)
         self.count(rest)
         self.metrics.success.labels(completion.finish_reason).inc()
+        self.index = completion.completion_tokens
         self.metrics.queue.observe(completion.queue_s)
         self.metrics.e2e.observe(time.monotonic() - self.state.started)
         self.state.fields |= {
@@ -102,6 +115,19 @@ class Generation:
             "queue_ms": round(completion.queue_s * 1e3, 3),
             "ttft_ms": round(completion.ttft_s * 1e3, 3),
         }
+
+
+def admit(service: Service, state: RequestState, plans: Sequence[Plan]) -> list[Generation]:
+    """Admit all of several texts or none; each is a context that gives up what it holds. Raises ApiError and EngineError."""
+    wanted = sum(plan.num_logprobs for plan in plans)
+    if wanted and service.held_logprobs + wanted > MAX_HELD_LOGPROBS:
+        message = (
+            f"running answers hold {service.held_logprobs} log-probabilities of {MAX_HELD_LOGPROBS}; try again later, or ask for fewer"
+        )
+        raise ApiError("queue_full", message, param="logprobs", retry_after_s=BUSY_RETRY_S)
+    streams = service.admit(state, *(plan.request for plan in plans))
+    service.held_logprobs += wanted
+    return [Generation(service, plan, stream, state) for plan, stream in zip(plans, streams, strict=True)]
 
 
 def sha256_text(text: str) -> str:
@@ -151,7 +177,7 @@ async def complete(generations: Sequence[Generation], receive: Receive) -> list[
     """All texts, whole. Raises EngineError, and ClientGoneError when the client leaves before the last has ended."""
     async with AsyncExitStack() as stack:
         for generation in generations:
-            await stack.enter_async_context(generation.stream)
+            await stack.enter_async_context(generation)
         await unless_gone(receive, drain(generations))
     return [generation.completion for generation in generations]
 

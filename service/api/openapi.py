@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from service.api.event_id import EVENT_ID
 from service.api.responses import NativeError, OpenAIError
-from service.errors import ApiError, error_object
+from service.errors import ApiError, error_object, status_of
 from service.http.auth import ADMIN_PREFIX, is_open
 from service.settings import Settings
 
@@ -70,6 +70,7 @@ EXAMPLE_EVENTS = (
     'event: end\ndata: {"id": "…", "text": "\\nO, sp…", "finish_reason": "length", …}\n\n'
 )
 EXAMPLE_CHUNKS = 'data: {"choices": [{"index": 0, "text": "\\nO, sp", …}], …}\n\ndata: [DONE]\n\n'
+EXAMPLE_CHAT_CHUNKS = 'data: {"choices": [{"index": 0, "delta": {"content": "\\nO, sp"}, …}], …}\n\ndata: [DONE]\n\n'
 EVENT = {
     "description": "one event of the stream",
     "type": "object",
@@ -85,7 +86,7 @@ def errors(*codes: str, openai: bool = False) -> Responses:
         error = ApiError(code, EXAMPLE_MESSAGES[code], param=EXAMPLE_PARAMS.get(code))
         schema = {"$ref": REF_TEMPLATE.format(model=OpenAIError.__name__ if openai else NativeError.__name__)}
         content = {"application/json": {"schema": schema, "examples": {}}}
-        entry = responses.setdefault(error.status, {"description": "", "content": content})
+        entry = responses.setdefault(status_of(error, openai=openai), {"description": "", "content": content})
         entry["description"] = f"{entry['description']}, {code}".lstrip(", ")
         entry["content"]["application/json"]["examples"][code] = {"value": {"error": error_object(error, EXAMPLE_REQUEST, openai=openai)}}
         if error.status in (429, 503):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
@@ -14,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.schemas import UNKNOWN_FIELD, shown
+from service.api.fields import UNKNOWN_FIELD, shown
 from service.errors import CLIENT_GONE, ApiError, ClientGoneError
 
 
@@ -28,6 +29,19 @@ class StrictRequest(Request):
         return self.value
 
 
+LARGE_BYTES = 16 << 10
+"""What is made of a larger body is made beside the event loop, which otherwise answers nobody meanwhile."""
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+async def off_loop(data: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Work on a body: at once if it is small, else in a thread, to which Python gives turns among others."""
+    if len(data) <= LARGE_BYTES:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
+
+
 class StrictRoute(APIRoute):
     """A route whose body is parsed strictly, and whose errors are ours: 415 for a type, 400 for JSON, 422 for fields."""
 
@@ -39,7 +53,8 @@ class StrictRoute(APIRoute):
             strict = StrictRequest(request.scope, request.receive)
             if takes_body:
                 check_media_type(request.headers)
-                strict.value = parse_json(await strict.body())  # outside `json`, where FastAPI would swallow its errors
+                data = await strict.body()
+                strict.value = await off_loop(data, parse_json, data)  # outside `json`, where FastAPI would swallow its errors
             try:
                 return await handler(strict)
             except RequestValidationError as error:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from model.params import SamplingParams
 from model.tokenizer.base import Tokenizer, UnknownCharacterError
 from service.api.event_id import EventId, request_digest, short_checkpoint
-from service.api.schemas import GenerateBody, SamplingBody, shown
+from service.api.fields import shown
+from service.api.schemas import GenerateBody, SamplingBody
 from service.engine.errors import CheckpointGone
 from service.engine.interface import GenerationRequest, ServedCheckpoint
 from service.errors import ApiError
@@ -16,6 +17,10 @@ from service.state import Service
 
 MAX_LOGPROBS = 1 << 19
 """Log-probabilities in one answer, top ones included: some 40 MB of JSON."""
+
+
+LEAST_FACTOR = 1e-6
+"""Temperatures and repetition penalties below this act as this: a logit over 1e-310 is infinite, and infinities have no order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,12 @@ class Plan:
     def echoed(self) -> str:
         """What stands in front of the generated text."""
         return self.prompt if self.echo else ""
+
+    @property
+    def num_logprobs(self) -> int:
+        """How many log-probabilities the answer may come to."""
+        params = self.request.params
+        return 0 if params.num_logprobs is None else params.max_new_tokens * (1 + params.num_logprobs)
 
     @property
     def prompt_truncated(self) -> bool:
@@ -106,11 +117,11 @@ def sampling_params(
     return SamplingParams(
         max_new_tokens=max_tokens,
         seed=seed,
-        temperature=body.temperature + 0.0,
-        top_k=0 if body.top_k >= checkpoint.vocab_size else body.top_k,
+        temperature=max(body.temperature, LEAST_FACTOR) if body.temperature else 0.0,
+        top_k=0 if body.top_k >= checkpoint.vocab_size else max(body.top_k, 0),
         top_p=body.top_p,
         min_p=body.min_p + 0.0,
-        repetition_penalty=body.repetition_penalty,
+        repetition_penalty=max(body.repetition_penalty, LEAST_FACTOR),
         frequency_penalty=body.frequency_penalty + 0.0,
         presence_penalty=body.presence_penalty + 0.0,
         logit_bias=bias,
@@ -133,13 +144,13 @@ def drawn_seed(seed: int | None) -> int:
     return secrets.randbits(53) if seed is None else seed
 
 
-def encode(prompt: str, on_unknown: str, tokenizer: Tokenizer) -> tuple[str, tuple[int, ...]]:
-    """The prompt that the model sees, as text and as tokens. Raises ApiError naming characters and offsets."""
+def encode(prompt: str, on_unknown: str, tokenizer: Tokenizer, field: str = "prompt") -> tuple[str, tuple[int, ...]]:
+    """The prompt that the model sees, as text and as tokens. Raises ApiError naming ``field``, characters and offsets."""
     try:
         return prompt, tuple(tokenizer.encode(prompt))
     except UnknownCharacterError as error:
         if on_unknown == "error":
-            raise ApiError("unknown_characters", f"prompt: {error}", param="prompt") from None
+            raise ApiError("unknown_characters", f"{field}: {error}", param=field) from None
         known = "".join(c for c in prompt if c not in error.characters)
         return known, tuple(tokenizer.encode(known))
 

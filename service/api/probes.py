@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import PlainTextResponse, Response
 
-from service.api import schemas
+from service.api import fields
 from service.api.openapi import ALWAYS, PROBE, errors, no_store
 from service.api.parsing import make_router
 from service.api.reports import ContextInfo, EngineInfo, Health, Info, Limits, ModelInfo, Ready, Strides
@@ -23,6 +23,7 @@ router = make_router("operations", dependencies=[Depends(no_store)])
 NO_STORE = {"Cache-Control": "no-store"}
 
 
+@router.get("/health", response_model=Health, include_in_schema=False)
 @router.get("/healthz", response_model=Health, responses=errors(*PROBE, "engine_failed"))
 async def healthz(request: Request) -> Health | Response:
     """Whether the process should live: 503 only once the engine has been given up."""
@@ -105,13 +106,13 @@ def limits(service: Service) -> Limits:
     settings = service.settings
     return Limits(
         max_new_tokens=settings.max_new_tokens,
-        max_prompt_characters=schemas.MAX_PROMPT_CHARACTERS,
-        max_stops=schemas.MAX_STOPS,
-        max_stop_characters=schemas.MAX_STOP_CHARACTERS,
-        max_top_logprobs=schemas.MAX_TOP_LOGPROBS,
-        max_timeout_s=schemas.MAX_TIMEOUT_S,
-        max_choices_per_prompt=schemas.MAX_CHOICES_PER_PROMPT,
-        max_prompts=schemas.MAX_PROMPTS,
+        max_prompt_characters=fields.MAX_PROMPT_CHARACTERS,
+        max_stops=fields.MAX_STOPS,
+        max_stop_characters=fields.MAX_STOP_CHARACTERS,
+        max_top_logprobs=fields.MAX_TOP_LOGPROBS,
+        max_timeout_s=fields.MAX_TIMEOUT_S,
+        max_choices_per_prompt=fields.MAX_CHOICES_PER_PROMPT,
+        max_prompts=fields.MAX_PROMPTS,
         max_body_bytes=settings.max_body_bytes,
         max_header_bytes=settings.max_header_bytes,
         rate_limit=settings.rate_limit,

@@ -119,6 +119,63 @@ class CompletionReply(BaseModel):
     usage: Usage
 
 
+class ChatTop(BaseModel):
+    """One of the most probable tokens."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatToken(ChatTop):
+    """A token of the answer, and the most probable ones in its place."""
+
+    top_logprobs: list[ChatTop]
+
+
+class ChatLogprobs(BaseModel):
+    """Of each token."""
+
+    content: list[ChatToken]
+    refusal: None
+
+
+class ChatMessage(BaseModel):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(BaseModel):
+    """One answer."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["length", "stop"]
+
+
+class ChatPrompt(BaseModel):
+    """How the messages became a prompt."""
+
+    template: Literal["joined", "chat_template"] = Field(description="the checkpoint's own, or one message a line")
+
+
+class ChatCompletion(BaseModel):
+    """OpenAI's chat completion."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    folio: ChatPrompt
+    choices: list[ChatChoice]
+    usage: Usage
+
+
 class ModelCard(BaseModel):
     """OpenAI's model, and where it comes from."""
 
@@ -126,8 +183,10 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int = Field(description="seconds since 1970")
     owned_by: Literal["folio"] = "folio"
+    checkpoint: str = Field(description="the id of what serves under this name")
     fingerprint: str
     block_size: int
+    max_model_len: int = Field(description="vLLM's name of block_size; longer texts move the window")
     provenance: Provenance
 
 

@@ -54,6 +54,7 @@ def served_checkpoint(ready: Ready) -> ServedCheckpoint:
         num_parameters=ready.num_parameters,
         tokenizer=tokenizer_from_json(ready.tokenizer),
         manifest=ready.manifest,
+        created=ready.created,
         config=ready.config,
         default_stride=ready.stride,
         device=ready.device,

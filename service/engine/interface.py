@@ -33,6 +33,8 @@ class ServedCheckpoint:
     dtype: str
     kernels: str
     max_batch: int
+    created: int = 0
+    """When its manifest was written, in seconds since 1970."""
     memory_bytes: int = 0
     """Cache memory, all of it taken when the worker loaded."""
     note: str = ""

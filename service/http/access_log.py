@@ -28,7 +28,7 @@ SECURITY_HEADERS = [
 ]
 DEFAULT_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 LOGGED_METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "QUERY"})
-QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+QUIET = frozenset({"/health", "/healthz", "/readyz", "/metrics"})
 """Routes that machines poll; logged at debug level."""
 
 

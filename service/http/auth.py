@@ -12,7 +12,7 @@ from service.request_state import request_state
 from service.settings import ADMIN, is_loopback
 from service.state import Service
 
-OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/favicon.ico"})
+OPEN_PATHS = frozenset({"/", "/health", "/healthz", "/readyz", "/favicon.ico"})
 OPEN_PREFIX = "/playground/"
 OPEN_METHODS = ("GET", "HEAD")
 ADMIN_PREFIX = "/admin"

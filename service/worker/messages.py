@@ -79,6 +79,8 @@ class Ready(Message, frozen=True):
     config: dict[str, Any]
     tokenizer: dict[str, Any]
     manifest: dict[str, Any]
+    created: int
+    """When its manifest was written, in seconds since 1970."""
     num_parameters: int
     stride: int
     device: str

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from model.checkpoint.files import Checkpoint, read_checkpoint
+from model.checkpoint.manifest import MANIFEST
 from service.worker import selftest
 from service.worker.core import EngineCore
 from service.worker.kernels.build import NativeUnavailable, cpu_features
@@ -96,6 +97,7 @@ def load(start: Start, say: Callable[[str], None]) -> tuple[EngineCore, Ready]:
         config=checkpoint.config.to_json(),
         tokenizer=checkpoint.tokenizer.to_json(),
         manifest=checkpoint.manifest,
+        created=int((Path(start.checkpoint) / MANIFEST).stat().st_mtime),
         num_parameters=checkpoint.config.num_parameters,
         stride=stride,
         device=runner.device,

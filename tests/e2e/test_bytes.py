@@ -202,7 +202,7 @@ def test_too_much_is_refused_before_the_status_line(server: Server, path: str, s
     ]
     for fields, param in too_long:
         answer = server.post(path, stream=streamed, **fields)
-        assert answer.status_code == 422
+        assert answer.status_code == (422 if path == "/generate" else 400)
         assert answer.json()["error"]["param"] == param
     enough: dict[str, Any] = {"prompt": "a" * 65_536, "seed": 1, length: 20}
     answer = server.post(path, stream=streamed, **enough)

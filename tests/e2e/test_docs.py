@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from tests.support.events import events, joined
 from tests.support.server import ADMIN_KEY, Server, environment
 from tests.support.wait import LIMIT_S
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+ROOT = Path(__file__).parents[2]
+DOCUMENT = (ROOT / "docs" / "api.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
 
 
@@ -34,7 +37,18 @@ def test_examples(shipped: Server, block: str, tmp_path: Path) -> None:
     expected = re.findall(r"# → (\d+)$", block, re.MULTILINE)
     assert len(expected) == len(re.findall(r"^curl ", block, re.MULTILINE)), "an example does not say what it gets"
     (tmp_path / ".curlrc").write_text(f'silent\nnoproxy = "*"\nmax-time = {LIMIT_S:g}\nwrite-out = "%{{stderr}}%{{http_code}}\\n"\n')
-    variables = environment(URL=shipped.url, ADMIN_KEY=ADMIN_KEY, CURL_HOME=str(tmp_path), HOME=str(tmp_path))
+    (tmp_path / "prompts.jsonl").write_text('"ROMEO:"\n{"prompt": "JULIET:", "max_new_tokens": 20}\n')
+    (tmp_path / "model").symlink_to(ROOT / "model")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # the commands that the package brings
+    variables = environment(
+        URL=shipped.url,
+        FOLIO_URL=shipped.url,
+        ADMIN_KEY=ADMIN_KEY,
+        CURL_HOME=str(tmp_path),
+        HOME=str(tmp_path),
+        PATH=path,
+        PYTHONPATH=str(ROOT),
+    )
     done = subprocess.run(
         ["bash", "-eu", "-c", block], check=False, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=2 * LIMIT_S
     )

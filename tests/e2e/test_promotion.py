@@ -45,7 +45,7 @@ def server(promoting: Server, catalogue: Catalogue) -> Server:
 
 
 def loaded(server: Server) -> list[str]:
-    return [model["id"] for model in server.http.get("/v1/models").json()["data"]]
+    return [model["id"] for model in server.http.get("/v1/models").json()["data"] if model["id"] != "folio"]
 
 
 def wait_until_alone(server: Server) -> None:

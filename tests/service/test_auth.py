@@ -59,11 +59,11 @@ def test_every_route_and_method_without_a_key(server: Running) -> None:
     for path in paths - {""}:
         for method in METHODS:
             is_open = method in ("GET", "HEAD") and (
-                path in ("/", "/healthz", "/readyz", "/favicon.ico") or path.startswith("/playground/")
+                path in ("/", "/health", "/healthz", "/readyz", "/favicon.ico") or path.startswith("/playground/")
             )
             status = server.http.request(method, server.url + path.replace("{", "").replace("}", "")).status_code
             assert (status != 401) if is_open else (status == 401), (method, path, status)
-    for path in ("/healthz", "/readyz"):
+    for path in ("/health", "/healthz", "/readyz"):
         assert server.http.get(path).status_code == 200
 
 
@@ -276,7 +276,7 @@ def test_promote_and_rollback(serve: Serve, tmp_path: Path) -> None:
     assert promote(5) == (422, "invalid_request")
     assert promote(new.id) == (200, new.id)
     assert server.post(**BODY).headers["x-checkpoint"] == new.id
-    assert [m["id"] for m in server.http.get("/v1/models").json()["data"]] == [new.id, old.id]
+    assert [m["id"] for m in server.http.get("/v1/models").json()["data"]] == ["folio", new.id, old.id]
     assert server.http.post("/admin/rollback", headers=bearer(ADMIN)).json()["checkpoint"] == old.id
     nothing_to_cancel = server.http.delete("/admin/promote", headers=bearer(ADMIN))
     assert (nothing_to_cancel.status_code, nothing_to_cancel.json()["error"]["code"]) == (404, "checkpoint_not_found")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
 
-from tests.service.fakes import FakeEngine, fake_checkpoint
+from service.engine.interface import TokenLogprob
+from tests.service.fakes import FakeEngine, FakeStream, fake_checkpoint
 from tests.service.running import Running
 from tests.support.events import events
 
@@ -27,14 +30,34 @@ def current(server: Running) -> str:
 
 
 def test_models(shared: Running, client: openai.OpenAI) -> None:
-    (model,) = client.models.list().data
-    assert model.id == current(shared)
-    found = client.models.retrieve(model.id)
-    assert found.model_extra is not None
-    assert found.model_extra["provenance"] == {"seed": 1337, "val_loss": 1.5}
+    named, model = client.models.list().data
+    assert (named.id, model.id) == ("folio", current(shared))
+    for name in (named.id, model.id):
+        found = client.models.retrieve(name)
+        assert found.model_extra is not None
+        assert (found.id, found.model_extra["checkpoint"]) == (name, current(shared))
+        assert found.model_extra["provenance"] == {"seed": 1337, "val_loss": 1.5}
     with pytest.raises(openai.NotFoundError) as error:
         client.models.retrieve("gpt-4")
     assert error.value.code == "checkpoint_not_found"
+    assert f"what is served: folio, {current(shared)}" in error.value.message
+
+
+def test_the_served_name_stays_when_checkpoints_change(serve: Serve) -> None:
+    """``model`` is required by OpenAI's clients; the only one there was, an id, was 404 for good after a promotion."""
+    server = serve(served_model_name="mine")
+    for name in ("b", "c"):
+        server.engine.loaded = (fake_checkpoint(name), *server.engine.loaded[:1])
+        reply = server.post("/v1/completions", prompt="R", model="mine", max_tokens=1).json()
+        assert reply["model"] == current(server), "the reply names the true id"
+    assert server.http.get("/v1/models").json()["data"][0]["id"] == "mine"
+    assert server.post("/v1/completions", prompt="R", model="folio").status_code == 404
+
+
+def test_a_model_was_created_when_its_manifest_was_written(serve: Serve) -> None:
+    server = serve()
+    server.engine.loaded = (replace(fake_checkpoint(), created=1767225600),)
+    assert {model["created"] for model in server.http.get("/v1/models").json()["data"]} == {1767225600}
 
 
 def test_completion(shared: Running, client: openai.OpenAI) -> None:
@@ -87,10 +110,85 @@ def test_logprobs(shared: Running, client: openai.OpenAI) -> None:
     choice = client.completions.create(**args).choices[0]
     assert "".join(choice.logprobs.tokens) == choice.text
     assert choice.logprobs.text_offset == list(range(16))
-    assert [len(top) for top in choice.logprobs.top_logprobs] == [2] * 16
+    for token, top in zip(choice.logprobs.tokens, choice.logprobs.top_logprobs, strict=True):
+        assert token in top, "the sampled one stands beside the best"
+        assert len(top) in (2, 3)
     streamed = [c.choices[0].logprobs for c in client.completions.create(**args, stream=True) if c.choices[0].logprobs]
     assert [t for part in streamed for t in part.tokens] == choice.logprobs.tokens
     assert [o for part in streamed for o in part.text_offset] == choice.logprobs.text_offset
+
+
+def test_minus_infinity_is_a_number_on_every_route(shared: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is none in JSON, and ``-Infinity`` is read by Python alone."""
+    impossible = TokenLogprob(5, -math.inf, ((6, -math.inf),), 0)
+    monkeypatch.setattr(FakeStream, "logprob", staticmethod(lambda *_: impossible))
+    native = shared.post(prompt="R", logprobs=True, top_logprobs=1, stream=False)
+    completions = shared.post("/v1/completions", prompt="R", logprobs=1)
+    chat = shared.post("/v1/chat/completions", messages=[{"role": "user", "content": "R"}], logprobs=True, top_logprobs=1)
+    for answer in (native, completions, chat):
+        assert "Infinity" not in answer.text
+        assert "-9999.0" in answer.text
+
+
+TAKEN: list[dict[str, Any]] = [
+    {"stream_options": {"include_obfuscation": False, "include_usage": None}, "stream": True},
+    {"suffix": ""},
+    {"logprobs": False},
+    {"stop": ""},
+    {"max_tokens": 16.0},
+    {"stream_options": {"include_usage": True}},
+    {"seed": 7 + 2**53},
+    {"seed": 7 - 2**53},
+    {"ignore_eos": True, "min_tokens": 16, "skip_special_tokens": False, "spaces_between_special_tokens": False},
+    {"top_k": -1, "stop_token_ids": [], "include_stop_str_in_output": False, "use_beam_search": False, "length_penalty": 1.0},
+    {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+]
+
+
+@pytest.mark.parametrize("fields", TAKEN, ids=str)
+def test_what_openai_and_vllm_take_is_taken_and_changes_nothing(shared: Running, fields: dict[str, Any]) -> None:
+    """Their clients and benchmarks send these; the native route stays strict."""
+    body: dict[str, Any] = {"prompt": "R", "seed": 7, "max_tokens": 16}
+    expected = shared.post("/v1/completions", **body).json()["choices"][0]["text"]
+    answer = shared.post("/v1/completions", **{**body, **fields})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-seed"] == "7", "a seed is folded, and told as it was used"
+    if fields.get("stream"):
+        found = [event["data"] for event in events(answer.text) if event["data"] != "[DONE]"]
+        assert "".join(choice["text"] for chunk in found for choice in chunk["choices"]) == expected
+    else:
+        assert answer.json()["choices"][0]["text"] == expected
+    if set(fields) - {"stream", "seed", "max_tokens", "stop", "logprobs"}:
+        assert shared.post(**{**body, **fields}).status_code == 422
+
+
+def test_usage_is_told_so_far_in_every_chunk(shared: Running) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    answer = shared.post("/v1/completions", prompt="R", max_tokens=20, stream=True, stream_options=options)
+    counts = [event["data"]["usage"]["completion_tokens"] for event in events(answer.text) if event["data"] != "[DONE]"]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1] == 20
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": ["R"] * 33}, "prompt: at most 32 prompts in one request, and there are 33"),
+    ({"prompt": []}, "prompt: an empty list is no prompt: give text, or the ids of one token or more"),
+    ({"prompt": [-1]}, "prompt: token ids are 0 or greater, and -1 is not"),
+    ({"prompt": ["A", 1]}, "prompt: number 1 of the list: a prompt is text or a list of token ids"),
+    ({"prompt": [1, "A"]}, "prompt: a list of token ids holds integers only, and number 1 is none"),
+    ({"prompt": [75]}, "prompt: token ids are below 75"),
+    ({"prompt": {"text": "R"}}, "prompt: a prompt is text or a list of token ids"),
+    ({"prompt": "R", "min_tokens": 1, "stop": "x"}, "min_tokens does not go with stop: a text ends wherever its stop is"),
+    ({"prompt": "R", "suffix": "x"}, "suffix: Input should be ''"),
+    ({"prompt": "R", "logprobs": True}, "logprobs: Input should be a valid integer (given: true)"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED, ids=lambda value: str(value)[:40])
+def test_a_refusal_says_what_is_wrong_with_this_request(shared: Running, fields: dict[str, Any], message: str) -> None:
+    """Whatever was wrong with a prompt, it said "Input should be a valid string"."""
+    answer = shared.post("/v1/completions", **fields)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
 
 
 def test_stop_user_and_extra_parameters(shared: Running, client: openai.OpenAI) -> None:
@@ -109,7 +207,7 @@ def test_errors_are_the_packages_exceptions(serve: Serve) -> None:
         with pytest.raises(openai.RateLimitError) as full:
             client.completions.create(model=current(server), prompt="R")
         assert full.value.code == "queue_full"
-        with pytest.raises(openai.UnprocessableEntityError) as invalid:
+        with pytest.raises(openai.BadRequestError) as invalid:
             client.completions.create(model=current(server), prompt="R", temperature=9)
         assert (invalid.value.code, invalid.value.param) == ("invalid_request", "temperature")
         with pytest.raises(openai.NotFoundError):

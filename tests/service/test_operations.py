@@ -204,6 +204,7 @@ def test_the_documents_are_complete(shared: Running) -> None:
     expected = {
         "/generate",
         "/v1/completions",
+        "/v1/chat/completions",
         "/v1/models",
         "/v1/models/{model}",
         "/healthz",
