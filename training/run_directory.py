@@ -123,16 +123,18 @@ class RunDirectory:
             raise TrainingError(f"{self.path} has no last/ checkpoint to resume from; start a run with `{start}`")
         return last
 
-    def branch_point(self, latest: int) -> tuple[Path, int]:
-        """The latest of ``last`` and ``plateau`` with at most ``latest`` steps, and its steps. Raises TrainingError."""
-        found = [(read_manifest(path).document["steps"], path) for path in (self.last(), locate(self.path, "plateau")) if path]
-        fitting = [(step, path) for step, path in found if step <= latest]
-        if not fitting:
-            raise TrainingError(
-                f"{self.path} has no checkpoint from step {latest} or before, where schedules part: more --max-iters is needed"
-            )
-        step, path = max(fitting)
-        return path, step
+    def branch_point(self, max_iters: int, parting: int) -> tuple[Path, int]:
+        """Where a run of ``max_iters`` steps goes on from, and its steps: ``last`` or ``plateau``, from before the schedules part.
+
+        Where neither is, the later of the two: the new schedule is joined in its middle. Raises TrainingError if both are past its end.
+        """
+        paths = [path for path in (self.last(), locate(self.path, "plateau")) if path is not None]
+        found: list[tuple[int, Path]] = [(read_manifest(path).document["steps"], path) for path in paths]
+        for latest in (parting, max_iters - 1):
+            if fitting := [(step, path) for step, path in found if step <= latest]:
+                step, path = max(fitting)
+                return path, step
+        raise TrainingError(f"{self.path} has done {found[0][0]} steps already: --max-iters must be more")
 
     def write(self, name: str, data: bytes) -> None:
         """Replace a file of the run in one piece."""

@@ -99,11 +99,12 @@ class Trainer:
     def extend(cls, run: Path, max_iters: int, out: Path, data: Sequence[str] | None = None, world: World = ONE_PROCESS) -> Trainer:
         """A new run in ``out`` that goes on from ``run`` to ``max_iters`` steps. Raises TrainingError and CheckpointError.
 
-        WSD goes back to its plateau, so that the new run is what the old one would have been with so many steps from its beginning.
+        WSD goes back to its plateau, so that the new run is what the old one would have been with so many steps from its beginning; a
+        run that is past the plateau of fewer steps joins their descent where it is.
         """
         directory, document = RunDirectory.open(run)
         config = replace(document.train, max_iters=max_iters)
-        path, step = directory.branch_point(plateau_end(config) if config.schedule == "wsd" else max_iters - 1)
+        path, step = directory.branch_point(max_iters, plateau_end(config) if config.schedule == "wsd" else max_iters - 1)
         trainer = cls.restore(document, config, RunDirectory(out), path, data, world)
         trainer.curve = [point for point in read_metrics(run) if point.step <= step]
         trainer.state.best_loss, trainer.state.best_step = None, 0  # the old run's best checkpoint is not in this one
