@@ -123,8 +123,8 @@ class TrainConfig:
     """Pass the model through torch.compile; a failure is reported and the run goes on without."""
     deterministic: bool = False
     """Only deterministic CUDA kernels, so that a resumed run is bitwise the uninterrupted one there too (a CPU always is)."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files into the run (needs the extra folio[tensorboard])."""
+    track: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
+    """Also give each validation to an experiment tracker (needs the extra of its name: pip install 'folio[wandb]')."""
     sample_chars: int = 500
     """Tokens of the sample written at each validation."""
 
@@ -185,6 +185,9 @@ class TrainConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of :meth:`to_json`; fields that an older run lacks take their defaults. Raises TrainingError."""
+        if "tensorboard" in data:  # runs of before there were several trackers
+            data = {**data, "track": "tensorboard" if data["tensorboard"] else "none"}
+            del data["tensorboard"]
         if unknown := sorted(set(data) - {field.name for field in dataclasses.fields(cls)}):
             raise TrainingError(f"unknown training option {unknown[0]!r}")
         return cls(**data)

