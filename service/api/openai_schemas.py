@@ -91,6 +91,8 @@ class StreamOptions(LenientBody):
 class OpenAIBody(LenientBody, SamplingBody):
     """What completions and chat have in common."""
 
+    model_config = ConfigDict(json_schema_extra=nulls_too)  # again, since the last base's would be taken
+
     model: str | None = Field(None, description="a name or an id from /v1/models; the current one if not given")
     n: int = Field(1, ge=1, le=MAX_CHOICES_PER_PROMPT, description="choices for each prompt; choice c uses seed + c")
     seed: Seed | None = Field(None, description="folded modulo 2**53; drawn if not given, and returned either way")
@@ -110,8 +112,8 @@ class OpenAIBody(LenientBody, SamplingBody):
     stop_token_ids: list[int] = Field([], max_length=0, description="vLLM's: only empty")
     include_stop_str_in_output: Literal[False] = Field(False, description="vLLM's: a stop is never part of the text")
     use_beam_search: Literal[False] = Field(False, description="vLLM's: texts are sampled")
-    length_penalty: Literal[1] = Field(1, description="vLLM's: there is no beam search")
-    priority: Literal[0] = Field(0, description="vLLM's: all requests are equal")
+    length_penalty: float = Field(1.0, ge=1, le=1, description="vLLM's: there is no beam search")
+    priority: int = Field(0, ge=0, le=0, description="vLLM's: all requests are equal")
     truncate_prompt_tokens: None = Field(None, description="vLLM's: the window moves over a long prompt instead")
 
     @model_validator(mode="after")

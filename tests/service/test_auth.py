@@ -208,7 +208,7 @@ def test_texts_are_counted_and_not_requests(serve: Serve) -> None:
     """One body with 32 prompts and n = 8 was one request of a key that might have one."""
     server = serve(FakeEngine(delay=0.005), api_keys=f"{KEY},{OTHER}", max_concurrent=4)
     too_many = server.post("/v1/completions", prompt=["R"] * 3, n=2, headers=bearer(KEY))
-    assert (too_many.status_code, too_many.json()["error"]["code"]) == (422, "invalid_request")
+    assert (too_many.status_code, too_many.json()["error"]["code"]) == (400, "invalid_request")
     assert server.post("/v1/completions", prompt=["R"] * 2, n=2, headers=bearer(KEY)).status_code == 200
     with server.connect() as sock:
         sock.sendall(
