@@ -68,9 +68,10 @@ def draw(weights: Ints, fraction: int) -> int:
 
 
 def log_probabilities(logits: Floats) -> Doubles:
-    """(V,) logits → natural logarithms of the model's own distribution, before any parameter."""
+    """Logits (…, V) → natural logarithms of the model's own distribution, before any parameter."""
     x = logits.astype(np.float64)
-    return logprob(x, x.max(), log_total(weight(x, x.max(), 1.0).sum()))
+    most = x.max(-1, keepdims=True)
+    return logprob(x, most, log_total(weight(x, most, 1.0).sum(-1, keepdims=True)))
 
 
 def rank_tokens(logits: NDArray[np.floating], count: int) -> list[int]:

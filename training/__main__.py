@@ -27,6 +27,7 @@ other commands (each has a --help):
   python -m training report RUN…          several runs in one picture and one table
   python -m training export CHECKPOINT    write a checkpoint for serving, or for another program
   python -m training import DIRECTORY OUT make a checkpoint of a Hugging Face GPT-2
+  python -m training upgrade IN OUT       copy a checkpoint of an older Folio, with known answers for the service's self-test
   python -m training sign CHECKPOINT      vouch for a checkpoint with an Ed25519 key
 """
 
@@ -34,6 +35,7 @@ other commands (each has a --help):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status. What the user can put right is one line on standard error and status 2."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch loads: spinning threads ruin a shared CPU (5 times slower)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy loads: its products are small, threads share windows out instead
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and arguments[0] in COMMANDS:
@@ -184,6 +186,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": commands.report,
     "export": commands.export,
     "import": commands.import_,
+    "upgrade": commands.upgrade,
     "sign": commands.sign,
 }
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from training.config import require_extra
 
+FEWEST_BITS = "a text of the kind that the model knows: activations get the fewest bits that cost at most 0.001 nats per token on it"
+
 
 def evaluate(arguments: Sequence[str]) -> int:
     """``python -m training eval CHECKPOINT``: the full-validation loss as JSON."""
@@ -17,15 +19,18 @@ def evaluate(arguments: Sequence[str]) -> int:
     parser.add_argument("--data", metavar="FILE", nargs="+", help="the text (default: $FOLIO_DATA, else Tiny Shakespeare, downloaded)")
     parser.add_argument("--val-data", metavar="FILE", nargs="+", help="measure on all of this text instead of on the last 10 %% of that")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)")
+    parser.add_argument("--exact", action="store_true", help="in the integers that the service computes with, on the CPU (minutes)")
     options = parser.parse_args(arguments)
     from model import load_checkpoint
     from training.data import load_text
     from training.device import choose_device
-    from training.evaluate import evaluate_text
+    from training.evaluate import evaluate_text, float_losses
+    from training.exact_loss import exact_losses
 
-    checkpoint = load_checkpoint(options.checkpoint, choose_device(options.device))
+    checkpoint = load_checkpoint(options.checkpoint, "cpu" if options.exact else choose_device(options.device))
     keep = checkpoint.manifest.get("train", {}).get("keep_line_ends", False)
-    print(json.dumps(evaluate_text(checkpoint, load_text(options.data, options.val_data, keep_line_ends=keep))))
+    text = load_text(options.data, options.val_data, keep_line_ends=keep)
+    print(json.dumps(evaluate_text(checkpoint, text, exact_losses if options.exact else float_losses)))
     return 0
 
 
@@ -86,14 +91,35 @@ def import_(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m training import", description="Make a checkpoint of a Hugging Face GPT-2 directory.")
     parser.add_argument("source", metavar="DIRECTORY", type=Path, help="with config.json, model.safetensors and tokenizer.json")
     parser.add_argument("out", metavar="OUT", type=Path, help="the directory to write")
+    parser.add_argument("--data", metavar="FILE", nargs="+", help=f"{FEWEST_BITS} (default: 16 bits)")
     options = parser.parse_args(arguments)
     from training.export import refuse_full
     from training.huggingface import import_hf
 
     refuse_full(options.out)
-    config = import_hf(options.source, options.out)
-    print(f"{options.out}: {config.num_parameters:,} parameters. Serve it: python -m service --checkpoint {options.out}")
+    config = import_hf(options.source, options.out, options.data)
+    print(
+        f"{options.out}: {config.num_parameters:,} parameters, {config.arithmetic}. Serve it: python -m service --checkpoint {options.out}"
+    )
     return 0
+
+
+def upgrade(arguments: Sequence[str]) -> int:
+    """``python -m training upgrade IN OUT``: a checkpoint of before with what today's have."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training upgrade", description="Copy a checkpoint of an older Folio, with the known answers that today's have."
+    )
+    parser.add_argument("source", metavar="IN", type=Path, help="the checkpoint's directory, which stays as it is")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the directory to write: a checkpoint with another id")
+    parser.add_argument("--data", metavar="FILE", nargs="+", help=f"{FEWEST_BITS} (default: 16 bits for an imported model, 8 for others)")
+    parser.add_argument("--key", metavar="FILE", type=Path, help="sign the copy with this private key")
+    options = parser.parse_args(arguments)
+    from training.export import refuse_full
+    from training.upgrade import upgrade_checkpoint
+
+    refuse_full(options.out)
+    print(f"{options.out}: {upgrade_checkpoint(options.source, options.out, options.data)}")
+    return sign([str(options.out), "--key", str(options.key)]) if options.key else 0
 
 
 def sign(arguments: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ same weights always have the same loss. A sample of a long text is evenly spaced
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,13 +127,18 @@ def describe(losses: Losses, data: Dataset) -> dict[str, Any]:
     }
 
 
-def evaluate_text(checkpoint: LoadedCheckpoint, text: Text) -> dict[str, Any]:
-    """A checkpoint's losses on a text, beside what its manifest says. Raises TrainingError, UnknownCharacterError."""
+def float_losses(model: GPT, data: Dataset) -> dict[str, Any]:
+    """All losses in float32."""
+    return describe(measure(model, data), data)
+
+
+def evaluate_text(checkpoint: LoadedCheckpoint, text: Text, loss: Callable[[GPT, Dataset], dict[str, Any]]) -> dict[str, Any]:
+    """What ``loss`` measures on a text, beside what the manifest says. Raises TrainingError, UnknownCharacterError."""
     config, manifest, device = checkpoint.config, checkpoint.manifest, checkpoint.model.lm_head.weight.device
     same_text = text.sha256 == manifest.get("data", {}).get("sha256")
     held_back = manifest.get("train", {}).get("calibration_fraction", 0.0) if same_text else 0.0
     data = Dataset(text, checkpoint.tokenizer, config.block_size, device, held_back)
-    return describe(measure(checkpoint.model, data), data) | {
+    return loss(checkpoint.model, data) | {
         "manifest_val_loss": manifest.get("val_loss"),
         "tokens": data.num_targets,
         "block_size": config.block_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from training.config import TrainingError
 from training.data import load_text
 from training.dataset import Dataset
 from training.evaluate import describe, measure
+from training.exact_loss import choose_arithmetic
 from training.run_directory import writing
 
 
@@ -25,10 +27,12 @@ def export_checkpoint(source: Path, out: Path, dtype: str, data_files: Sequence[
         raise TrainingError(f"{text.name} is not the text that {source} was trained on: its loss would not compare; pass it with --data")
     held_back = manifest.get("train", {}).get("calibration_fraction", 0.0)
     data = Dataset(text, checkpoint.tokenizer, checkpoint.config.block_size, torch.device("cpu"), held_back)
-    files = checkpoint_files(checkpoint.model, checkpoint.tokenizer, data.val[:256].tolist(), getattr(torch, dtype))
     for tensor in checkpoint.model.state_dict().values():
         tensor.copy_(tensor.to(getattr(torch, dtype)))
-    losses = describe(measure(checkpoint.model, data), data)
+    arithmetic, cost = choose_arithmetic(checkpoint.model, data.val)
+    checkpoint.model.config = replace(checkpoint.config, arithmetic=arithmetic)
+    files = checkpoint_files(checkpoint.model, checkpoint.tokenizer, data.val[:256].tolist(), getattr(torch, dtype))
+    losses = describe(measure(checkpoint.model, data), data) | {"exact_cost": round(cost, 6)}
     with writing(out):
         write_checkpoint(out, files, manifest | losses | {"weights_dtype": dtype})
     read_checkpoint(out)

@@ -7,6 +7,8 @@ tokens than features. A head size that does not divide the width cannot be held 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,16 @@ from torch import Tensor
 from model.checkpoint.files import dump_json, read_checkpoint, write_checkpoint
 from model.checkpoint.loading import checkpoint_files, load_checkpoint
 from model.checkpoint.manifest import MAX_JSON_BYTES, CheckpointError, parse_json, read_file
-from model.config import Activation, GPTConfig
+from model.config import Activation, Arithmetic, GPTConfig
 from model.gpt import GPT
 from model.tokenizer.base import Tokenizer, TokenizerError
 from model.tokenizer.bpe import BYTES, BPETokenizer
 from model.tokenizer.byte import ByteTokenizer
 from model.tokenizer.char import CharTokenizer
 from training.config import TrainingError
+from training.data import load_text
+from training.dataset import Dataset
+from training.exact_loss import choose_arithmetic
 from training.run_directory import writing
 
 ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu_new": "gelu_tanh"}
@@ -67,8 +72,11 @@ def export_hf(source: Path, out: Path) -> None:
         )
 
 
-def import_hf(source: Path, out: Path) -> GPTConfig:
-    """Make a checkpoint of a GPT-2 directory. Raises CheckpointError for what is none, TrainingError for what cannot be held."""
+def import_hf(source: Path, out: Path, data_files: Sequence[str] | None = None) -> GPTConfig:
+    """Make a checkpoint of a GPT-2 directory. Raises CheckpointError for what is none, TrainingError for what cannot be held.
+
+    Its activations are served in the fewest bits that cost nothing on ``data_files``, or else in 16: GPT-2's outliers need them.
+    """
     try:
         config = config_from_gpt2(source / "config.json")
         tokenizer = tokenizer_from_hf(source / "tokenizer.json")
@@ -82,11 +90,19 @@ def import_hf(source: Path, out: Path) -> GPTConfig:
         raise CheckpointError(f"{source} is not a GPT-2 that can be read: {' '.join(str(error).split())[:300]}") from None
     if tokenizer.vocab_size != config.vocab_size:
         raise CheckpointError(f"{source / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, config.json says {config.vocab_size}")
+    arithmetic: Arithmetic = "w8a16"
+    cost = None
     ids = [i % config.vocab_size for i in range(256)]
+    if data_files:
+        val = Dataset(load_text(data_files), tokenizer, config.block_size, torch.device("cpu")).val
+        arithmetic, cost = choose_arithmetic(model.eval(), val)
+        ids = val[:256].tolist()
+    model.config = replace(config, arithmetic=arithmetic)
+    manifest = {"start": start, "val_loss": None, "imported": source.name, "exact_cost": None if cost is None else round(cost, 6)}
     with writing(out):
-        write_checkpoint(out, checkpoint_files(model.eval(), tokenizer, ids), {"start": start, "val_loss": None, "imported": source.name})
+        write_checkpoint(out, checkpoint_files(model.eval(), tokenizer, ids), manifest)
     read_checkpoint(out)
-    return config
+    return model.config
 
 
 def to_gpt2(config: GPTConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -88,11 +88,11 @@ def known_answers(selftest: Mapping[str, Any], config: GPTConfig) -> KnownAnswer
     return KnownAnswers(tuple(tokens), config.block_size, digests)
 
 
-def from_cases(model: ExactModel, selftest: Mapping[str, Any]) -> KnownAnswers:
-    """Answers for a checkpoint of before, whose ``selftest.json`` has cases of floating point: the longest one's first tokens."""
+def from_cases(model: ExactModel, selftest: Mapping[str, Any], num_tokens: int = NUM_UNKNOWN) -> KnownAnswers:
+    """Answers for a checkpoint of before, whose ``selftest.json`` has cases of floating point: of the longest one's tokens."""
     cases = selftest.get("cases")
     prompts = [case.get("prompt") for case in cases if isinstance(case, dict)] if isinstance(cases, list) else []
     size = model.config.vocab_size
     known = [p for p in prompts if isinstance(p, list) and all(type(t) is int and 0 <= t < size for t in p)]
     text = max(known, key=len, default=[])
-    return answers_of(model, text, NUM_UNKNOWN)
+    return answers_of(model, text, num_tokens)

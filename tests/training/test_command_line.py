@@ -205,7 +205,7 @@ def test_every_field_is_a_flag_with_a_help(capsys: pytest.CaptureFixture[str]) -
     for name in TrainConfig().to_json():
         assert "--" + name.replace("_", "-") in text
         assert documented[name][:25] in text
-    for command in ("resume", "eval", "report", "export", "import"):
+    for command in ("resume", "eval", "report", "export", "import", "upgrade", "sign"):
         assert f"python -m training {command}" in text
         with pytest.raises(SystemExit) as caught:
             main([command, "--help"])

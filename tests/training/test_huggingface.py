@@ -3,18 +3,23 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from model import load_checkpoint
-from model.checkpoint.files import write_checkpoint
+from model.checkpoint.files import read_checkpoint, write_checkpoint
 from model.checkpoint.loading import checkpoint_files
 from model.checkpoint.manifest import CheckpointError
 from model.config import Activation, GPTConfig
+from model.exact.network import ExactModel
 from model.gpt import GPT
 from model.tokenizer.char import CharTokenizer
 from training.__main__ import main
 from training.config import TrainingError
+from training.data import load_text
+from training.dataset import Dataset
+from training.exact_loss import choose_arithmetic
 from training.huggingface import hf_tokenizer, import_hf
 
 TOKENIZER = CharTokenizer.from_text("abc \n\u00e9\U0001f642xyz")
@@ -67,6 +72,41 @@ def test_a_gpt2_made_by_transformers_is_imported_with_equal_logits(tmp_path: Pat
     ids = torch.randint(0, vocab_size, (2, 8))
     with torch.no_grad():
         torch.testing.assert_close(load_checkpoint(tmp_path / "c").model(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_greedy_choices_in_integers_are_those_of_transformers(tmp_path: Path) -> None:
+    """No text given: activations of 16 bits. A random model has near ties, which 8 bits of weights may break: those are left out."""
+    transformers = pytest.importorskip("transformers")
+    checkpoint(tmp_path / "c", activation="gelu_tanh")
+    assert main(["export", str(tmp_path / "c"), "--to", "hf"]) == 0
+    assert main(["import", str(tmp_path / "c-hf"), str(tmp_path / "again")]) == 0
+    imported = read_checkpoint(tmp_path / "again")
+    assert imported.config.arithmetic == "w8a16"
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "c-hf").eval()
+    ours, clear = ExactModel(imported.config, imported.tensors), 0
+    for first in range(imported.config.vocab_size):
+        text = theirs.generate(torch.tensor([[first]]), max_new_tokens=7, do_sample=False, pad_token_id=0)
+        with torch.no_grad():
+            logits = theirs(text).logits[0].numpy()
+        gaps = logits.max(-1) - np.sort(logits, -1)[:, -2]
+        is_clear = gaps > 0.06 * np.abs(logits).max()
+        clear += int(is_clear.sum())
+        assert (ours.text_logits(text[0].tolist()).argmax(-1) == logits.argmax(-1))[is_clear].all()
+    assert clear >= 20
+
+
+def test_a_text_decides_on_the_bits_of_an_import(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "c", vocabulary=CharTokenizer.from_text("abc \n"))
+    text = tmp_path / "text.txt"
+    text.write_text("abc cab\n" * 200, encoding="utf-8")
+    assert main(["export", str(tmp_path / "c"), "--to", "hf"]) == 0
+    assert main(["import", str(tmp_path / "c-hf"), str(tmp_path / "again"), "--data", str(text)]) == 0
+    imported = read_checkpoint(tmp_path / "again")
+    data = Dataset(load_text([str(text)]), imported.tokenizer, 8, torch.device("cpu"))
+    arithmetic, cost = choose_arithmetic(load_checkpoint(tmp_path / "again").model, data.val)
+    assert imported.config.arithmetic == arithmetic
+    assert imported.manifest["exact_cost"] == pytest.approx(cost, abs=1e-6)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
