@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, FailFast, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, FailFast, Field, PlainValidator, WithJsonSchema, model_validator
 
 from model.params import MAX_SEED
 from service.api.fields import (
@@ -35,6 +35,17 @@ NumLogprobs = Annotated[
     Count | None,
     BeforeValidator(lambda value: None if value is False else value, json_schema_input_type=Count | Literal[False] | None),
 ]
+
+
+def refuse_true(value: bool) -> bool:
+    """Raises ValueError."""
+    if value:
+        raise ValueError("only false is taken here")
+    return value
+
+
+OnlyFalse = Annotated[bool, AfterValidator(refuse_true), WithJsonSchema({"type": "boolean", "const": False})]
+"""A literal would take 0 too, which equals it."""
 NULLABLE = frozenset(
     {
         *("audio", "best_of", "echo", "frequency_penalty", "function_call", "functions", "include_usage", "logit_bias", "logprobs"),
@@ -110,8 +121,8 @@ class OpenAIBody(LenientBody, SamplingBody):
     spaces_between_special_tokens: bool = Field(True, description="vLLM's: there are none")
     add_special_tokens: bool = Field(True, description="vLLM's: there are none")
     stop_token_ids: list[int] = Field([], max_length=0, description="vLLM's: only empty")
-    include_stop_str_in_output: Literal[False] = Field(False, description="vLLM's: a stop is never part of the text")
-    use_beam_search: Literal[False] = Field(False, description="vLLM's: texts are sampled")
+    include_stop_str_in_output: OnlyFalse = Field(False, description="vLLM's: a stop is never part of the text")
+    use_beam_search: OnlyFalse = Field(False, description="vLLM's: texts are sampled")
     length_penalty: float = Field(1.0, ge=1, le=1, description="vLLM's: there is no beam search")
     priority: int = Field(0, ge=0, le=0, description="vLLM's: all requests are equal")
     truncate_prompt_tokens: None = Field(None, description="vLLM's: the window moves over a long prompt instead")
@@ -198,8 +209,8 @@ class ChatBody(OpenAIBody):
     top_logprobs: int = Field(0, ge=0, le=MAX_CHAT_TOP_LOGPROBS, description="and of this many of the best; needs logprobs")
     response_format: TextFormat | None = Field(None, description="only text")
     tool_choice: Literal["none", "auto"] | None = Field(None, description="there are no tools to choose")
-    store: Literal[False] | None = Field(None, description="nothing is stored")
-    echo: Literal[False] = Field(False, description="an answer never repeats the messages")
+    store: OnlyFalse | None = Field(None, description="nothing is stored")
+    echo: OnlyFalse = Field(False, description="an answer never repeats the messages")
 
     @model_validator(mode="after")
     def check_combinations(self) -> Self:
