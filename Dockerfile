@@ -16,15 +16,6 @@ RUN printf 'path-exclude=%s\n' '/usr/share/doc/*' '/usr/share/man/*' '/usr/share
  && useradd --uid 10001 --user-group --no-create-home folio \
  && install --directory --owner folio --group folio /home/folio /folio /folio/runs
 
-# gcc compiles the CPU's kernels at the first start, for the CPU that is there. What only link-time optimisation and sanitizers need of it
-# is left out, which is half of its size.
-FROM python AS system
-RUN printf 'path-exclude=%s\n' '*/lto1' '/usr/bin/*-lto-dump-*' '*/lib[alt]san*' '*/libubsan*' '*/libhwasan*' \
-      >> /etc/dpkg/dpkg.cfg.d/small \
- && apt-get update \
- && apt-get install --yes --no-install-recommends gcc libc6-dev \
- && apt-get clean && rm -rf /var/lib/apt/lists/*
-
 # What the package needs, and what builds it, as lists: the layer below is made again when they change, not whenever pyproject.toml does.
 FROM python AS requirements
 WORKDIR /requirements
@@ -49,17 +40,21 @@ RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf,required=false --mount=t
  && rm -rf /opt/venv/lib/python3*/site-packages/torch/include /opt/venv/lib/python3*/site-packages/torch/test \
  && find /opt/venv/lib/python3*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete
 
-# Our own code, in a directory of its own, so that a change of it leaves the environment's layer as it is.
+# Our own code, in a directory of its own, so that a change of it leaves the environment's layer as it is. gcc makes the CPU's kernels, for
+# every instruction set at once, and stays outside the images.
 FROM dependencies AS code
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev \
+ && apt-get clean && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY model model
 COPY training training
 COPY service service
 RUN /opt/pip/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheel . \
  && /opt/pip/bin/pip --python /opt/venv install --no-deps --target /app /wheel/*.whl
 
-FROM system AS runtime
+FROM python AS runtime
 COPY --from=dependencies /opt/venv /opt/venv
 COPY --from=code /app /app
 ENV PATH=/opt/venv/bin:/app/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 HOME=/home/folio

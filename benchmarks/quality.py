@@ -24,24 +24,20 @@ from model.params import SamplingParams
 from service.worker.core import EngineCore
 from service.worker.messages import Submit
 from service.worker.runners.interface import PrefillChunk
-from service.worker.runners.native import MAX_ENCODE, NativeRunner
+from service.worker.runners.native import NativeRunner
 from training.evaluate import full_loss
 
 ROOT = Path(__file__).resolve().parent.parent
-CACHE = Path.home() / ".cache" / "folio"
 
 
 def native_loss(runner: NativeRunner, ids: list[int], block: int) -> float:
     """The protocol of `training.evaluate.full_loss`, through the engine's kernels."""
-    total, logits = 0.0, np.zeros((MAX_ENCODE, runner.vocab_size), np.float32)
+    total = 0.0
     for start in range(0, len(ids) - 1, block):
         window, targets = ids[start : start + block][: len(ids) - 1 - start], ids[start + 1 : start + block + 1]
-        for at in range(0, len(window), MAX_ENCODE):
-            part = window[at : at + MAX_ENCODE]
-            runner.forward([PrefillChunk(0, at, part)], logits)
-            x = logits[: len(part)].astype(np.float64)
-            x -= x.max(1, keepdims=True)
-            total -= (x[np.arange(len(part)), targets[at : at + len(part)]] - np.log(np.exp(x).sum(1))).sum()
+        x = runner.logits([PrefillChunk(0, 0, window)]).astype(np.float64)
+        x -= x.max(1, keepdims=True)
+        total -= (x[np.arange(len(window)), targets[: len(window)]] - np.log(np.exp(x).sum(1))).sum()
     return total / (len(ids) - 1)
 
 
@@ -90,12 +86,8 @@ def main() -> None:
 
     print(f"| format | full-validation loss, context {block} |\n|---|---|")
     print(f"| PyTorch float32 | {full_loss(loaded.model, val):.5f} |")
-    for dtype in ("float32", "bfloat16"):
-        runner = NativeRunner(checkpoint, rows=1, dtype=dtype, threads=0, cache=CACHE)
-        print(f"| native {dtype} | {native_loss(runner, val.tolist(), block):.5f} |")
-        runner.close()
-
-    runner = NativeRunner(checkpoint, rows=64, dtype="bfloat16", threads=0, cache=CACHE)
+    runner = NativeRunner(checkpoint, rows=64, threads=1)
+    print(f"| exact | {native_loss(runner, val.tolist(), block):.5f} |")
     core = EngineCore(runner, block_size=block, stride=block, start_token=0)
     inside = {streams: speed(core, streams, block, block) for streams in (1, 64)}
     print(f"\ninside the context: {inside[1]:,.0f} tokens/s for one stream, {inside[64]:,.0f} for 64\n")

@@ -94,7 +94,7 @@ def engine_alone(options: argparse.Namespace, batches: list[int]) -> dict[int, f
     from service.worker.startup import load as load_engine
 
     threads = int(options.server[options.server.index("--threads") + 1]) if "--threads" in options.server else 0
-    start = Start(VERSION, str(options.checkpoint), "auto", "auto", "auto", 0, threads, 0, str(Path.home() / ".cache" / "folio"))
+    start = Start(VERSION, str(options.checkpoint), device="auto", kernels="auto", cpu="auto", max_batch=0, threads=threads, stride=0)
     core, _ = load_engine(start, lambda phase: None)
     rates = {}
     for streams in batches:
@@ -173,7 +173,7 @@ def main() -> None:
         server.wait(40)
     report = {
         "machine": machine(),
-        "model": {name: served[name] for name in ("device", "dtype", "kernels", "num_parameters") if name in served},
+        "model": {name: served[name] for name in ("device", "kernels", "num_parameters") if name in served},
         "startup_s": {"healthz": round(healthy, 3), "readyz": round(ready, 3)},
         "peak_mb": memory,
         "engine": {str(k): v for k, v in engine.items()},

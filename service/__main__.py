@@ -82,13 +82,13 @@ async def announce(server: Server, service: Service, started: float) -> None:
         server.should_exit = True
         return
     lines.stdout.write(
-        f"Folio serves {current.num_parameters:,} parameters ({current.id[:19]}) on {current.device}, {current.dtype}, "
+        f"Folio serves {current.num_parameters:,} parameters ({current.id[:19]}) on {current.device}, "
         f"{current.kernels}, {service.engine.status.max_batch} texts at once ({current.memory_bytes >> 20} MB of cache); "
         f"ready in {time.monotonic() - started:.1f} s\n{server.address}\n"
         f"curl -N {server.address}/generate -H 'content-type: application/json' -d '{json_example(service)}'"
     )
     if current.note:
-        lines.stdout.write(f"It runs on PyTorch: {current.note}")
+        lines.stdout.write(f"It could be faster: {current.note}")
     if not service.settings.client_keys():
         lines.stdout.write(f"No keys are set: anyone who can reach {service.settings.host} may use it.")
 

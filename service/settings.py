@@ -39,6 +39,7 @@ REMOVED = {
     "max_headers": "FOLIO_MAX_HEADER_BYTES, which bounds them all",
     "header_timeout_s": "FOLIO_REQUEST_TIMEOUT_S",
     "body_timeout_s": "FOLIO_REQUEST_TIMEOUT_S",
+    "dtype": "FOLIO_KERNELS or FOLIO_CPU, if it was set for speed: there is one arithmetic now, the same bytes everywhere",
 }
 """Settings of earlier versions, and what does their work now. Ignoring one silently could open what it closed."""
 LISTS = ("allowed_hosts", "cors_origins", "trusted_keys")
@@ -64,11 +65,15 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs; auto takes the GPU if there is one")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="what the model computes in; auto: bfloat16 where it is fast")
-    kernels: Literal["auto", "native", "torch"] = Field("auto", description="the CPU's arithmetic: compiled C (auto) or PyTorch")
+    kernels: Literal["auto", "cuda", "native", "torch"] = Field(
+        "auto", description="what computes: C for a GPU (cuda) or the CPU (native), or PyTorch; auto: the fastest that is here"
+    )
+    cpu: Literal["auto", "avx512", "avxvnni", "avx2", "dotprod", "neon", "generic"] = Field(
+        "auto", description="instruction set of the native kernels; auto: the best that the processor has"
+    )
     threads: int | None = Field(None, ge=1, le=256, description="CPU threads of the engine; measured for the machine if not set")
     stride: int | None = Field(None, ge=1, description="how far the anchored window jumps when it is full; measured if not set")
-    cache: Path = Field(default_factory=cache_directory, description="directory for compiled kernels")
+    cache: Path = Field(default_factory=cache_directory, description="directory for copies of the checkpoints that a run writes")
     max_batch: int | None = Field(None, ge=1, le=4096, description="texts generated at once; measured for the device if not set")
     max_queue: int | None = Field(None, ge=0, description="requests that may wait; four times the batch, at least 256, if not set")
     queue_timeout_s: float = Field(300.0, gt=0, description="a request that waited this long for its turn is given up")

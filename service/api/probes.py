@@ -93,7 +93,6 @@ def describe(checkpoint: ServedCheckpoint, service: Service) -> ModelInfo:
         vocabulary=list(checkpoint.tokenizer.texts) if checkpoint.tokenizer.kind == "char" else None,
         context=ContextInfo(default=service.settings.context, stride=strides),
         device=checkpoint.device,
-        dtype=checkpoint.dtype,
         kernels=checkpoint.kernels,
         cache_bytes=checkpoint.memory_bytes,
         max_batch=checkpoint.max_batch,

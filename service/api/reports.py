@@ -87,7 +87,6 @@ class ModelInfo(BaseModel):
     vocabulary: list[str] | None = Field(description="the characters, if tokens are characters")
     context: ContextInfo
     device: str
-    dtype: str
     kernels: str
     cache_bytes: int
     max_batch: int

@@ -58,7 +58,6 @@ def served_checkpoint(ready: Ready) -> ServedCheckpoint:
         config=ready.config,
         default_stride=ready.stride,
         device=ready.device,
-        dtype=ready.dtype,
         kernels=ready.kernels,
         max_batch=ready.max_batch,
         memory_bytes=ready.memory_bytes,

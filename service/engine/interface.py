@@ -21,7 +21,7 @@ class ServedCheckpoint:
     id: str
     """``sha256:`` and 64 hex digits."""
     fingerprint: str
-    """Hash of everything that can change a byte: checkpoint, engine, kernels, dtype, window rule, versions, hardware."""
+    """Hash of everything that can change a byte: checkpoint, version of the arithmetic, window rule. Nothing of the machine."""
     block_size: int
     vocab_size: int
     num_parameters: int
@@ -30,8 +30,8 @@ class ServedCheckpoint:
     config: Mapping[str, Any]
     default_stride: int
     device: str
-    dtype: str
     kernels: str
+    """What computes: native-avx2, torch, … All give the same bytes."""
     max_batch: int
     created: int = 0
     """When its manifest was written, in seconds since 1970."""
@@ -165,8 +165,8 @@ class EngineOptions:
     trusted_keys: tuple[str, ...] | None
     """Public keys, one of which must have signed a checkpoint; None asks for no signature."""
     device: str
-    dtype: str
     kernels: str
+    cpu: str
     threads: int | None
     stride: int | None
     cache: Path

@@ -89,12 +89,11 @@ class Rollout:
             version=VERSION,
             checkpoint=str(path.resolve()),
             device=options.device,
-            dtype=options.dtype,
             kernels=options.kernels,
+            cpu=options.cpu,
             max_batch=options.max_batch or 0,
             threads=options.threads or 0,
             stride=options.stride or 0,
-            cache=str(options.cache),
             trusted_keys=None if options.trusted_keys is None else list(options.trusted_keys),
         )
         supervisor = Supervisor(

@@ -30,7 +30,7 @@ function summary(model, manifest, config) {
     ["trained", steps && `${count(steps)} steps${manifest.wall_time_s ? ` in ${duration(manifest.wall_time_s)}` : ""}`],
     ["loss, held out", held && `${held.toFixed(3)} (${(perCharacter / Math.LN2).toFixed(2)} bits a character)`],
     ["loss, training", train && train.toFixed(3)],
-    ["runs on", `${model.device}, ${model.dtype}`],
+    ["runs on", model.device],
   ];
 }
 

@@ -59,7 +59,7 @@ export class Sheet {
     if (before.text_sha256 === after.text_sha256) return `Identical: all ${count(after.usage.completion_tokens)} ${this.#unit}s, same SHA-256.`;
     const earlier = [...before.text];
     const where = [...after.text].findIndex((character, n) => character !== earlier[n]);
-    const why = before.fingerprint === after.fingerprint ? "" : " Another model or machine has written it: the fingerprints differ.";
+    const why = before.fingerprint === after.fingerprint ? "" : " Another model has written it: the fingerprints differ.";
     return `Not the same, from character ${count(where + 1)} on.${why}`;
   }
 

@@ -67,9 +67,9 @@ class EngineCollector(Collector):
         yield CounterMetricFamily("folio_engine_steps", "Steps of the engine", value=status.steps)
         yield CounterMetricFamily("folio_engine_restarts", "Workers that had to be replaced", value=status.restarts)
         yield CounterMetricFamily("folio_log_lines_dropped", "Log lines that nobody took in time", value=lines.stderr.dropped)
-        info = GaugeMetricFamily("folio_model_info", "What is served", labels=("checkpoint", "fingerprint", "device", "dtype", "kernels"))
+        info = GaugeMetricFamily("folio_model_info", "What is served", labels=("checkpoint", "fingerprint", "device", "kernels"))
         if current := self.engine.current:
-            info.add_metric((current.id, current.fingerprint, current.device, current.dtype, current.kernels), 1)
+            info.add_metric((current.id, current.fingerprint, current.device, current.kernels), 1)
         yield info
 
     def describe(self) -> Iterable[Metric]:

@@ -27,7 +27,7 @@ class EngineCore:
         self, runner: Runner, *, block_size: int, stride: int, start_token: int, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self.runner = runner
-        self.scheduler = Scheduler(runner.rows, runner.chunk_size)
+        self.scheduler = Scheduler(runner.rows, runner.turn_rows)
         self.block_size = block_size
         self.stride = stride
         self.start_token = start_token

@@ -31,18 +31,16 @@ class Start(Message, frozen=True):
     checkpoint: str
     device: str
     """auto, cpu or cuda."""
-    dtype: str
-    """auto, float32 or bfloat16."""
     kernels: str
-    """auto, native or torch."""
+    """auto, cuda, native or torch."""
+    cpu: str
+    """auto, or an instruction set of the native kernels."""
     max_batch: int
     """0: by device."""
     threads: int
     """0: by machine."""
     stride: int
     """0: the measured default."""
-    cache: str
-    """Directory for compiled kernels."""
     trusted_keys: list[str] | None = None
     """Public keys, one of which must have signed the checkpoint; None asks for no signature."""
 
@@ -84,7 +82,6 @@ class Ready(Message, frozen=True):
     num_parameters: int
     stride: int
     device: str
-    dtype: str
     kernels: str
     max_batch: int
     memory_bytes: int

@@ -1,8 +1,12 @@
 """Who runs next. Policy only: lists and heaps, no tensors, no clock but the one it is told.
 
 There is no prefill phase and no decode phase. Each step prefills some tokens, within a budget so that decoding rows never wait for
-long, and then lets every sequence that is ready decode several tokens. New sequences get the lowest free row, first come first
+long, and then decodes several tokens for the sequences whose turn it is. New sequences get the lowest free row, first come first
 served within a key and fairly between keys; a sequence whose window has moved goes to the end of the line of those that prefill.
+
+Turns: if all rows decoded in lockstep, each step would read every row's keys and values from memory. So only as many decode together
+as the processor's cache holds, several tokens each, and then the next ones: those that waited longest. Sequences without a first token
+come before all others, at every second turn at most, so that a crowd of them holds nobody up for longer than one short turn.
 """
 
 from __future__ import annotations
@@ -46,16 +50,18 @@ class Batch:
 class Scheduler:
     """Holds every sequence of the engine: ``add``, ``cancel``, ``schedule``, ``update``. Checks its books when it is empty."""
 
-    def __init__(self, rows: int, chunk_size: int) -> None:
+    def __init__(self, rows: int, turn_rows: int) -> None:
         self.num_rows = rows
-        self.chunk_size = chunk_size
+        self.turn_rows = turn_rows
+        self.num_decodes = 0
+        self.newcomers_had_turn = False
         self.free_rows = list(range(rows))
         self.waiting = FairQueue()
         self.prefilling: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}  # id → sequence with a row
         self.sequences: dict[int, Sequence] = {}  # id → every sequence
-        self.step_s = 0.001  # of one decode step, measured
-        self.prefill_token_s = {False: 0.001, True: 0.001}  # of one token, measured, by whether it is replayed; first a careful guess
+        self.step_s: dict[int, float] = {}  # of one decode step, measured, by how many rows there are (as a power of 2)
+        self.prefill_token_s = 0.001  # of one token, measured; first a careful guess
 
     @property
     def has_work(self) -> bool:
@@ -89,13 +95,13 @@ class Scheduler:
         sequence.row = -1
 
     def schedule(self) -> Batch:
-        """Admit, prefill within the budget, and let every sequence decode that is ready."""
+        """Admit, prefill within the budget, and let those decode whose turn it is."""
         batch = Batch()
         self.take_turns(batch)
         while self.free_rows and self.waiting:
             batch.admitted.append(self.admit(self.waiting.pop()))
         self.schedule_prefill(batch)
-        batch.sequences = [s for s in self.running.values() if s.is_ready]
+        batch.sequences = self.next_turn()
         if batch.sequences:
             num_steps = self.decode_steps(batch.sequences)
             batch.slots = [s.decode_slot(num_steps) for s in batch.sequences]
@@ -130,22 +136,33 @@ class Scheduler:
         return sequence
 
     def schedule_prefill(self, batch: Batch) -> None:
-        """Chunks for the first sequences in line, as far as the budget goes, all of them replays or none."""
-        replay = bool(self.prefilling) and self.prefilling[0].must_replay
-        budget = max(1, min(MAX_PREFILL_TOKENS, int(PREFILL_S / self.prefill_token_s[replay])))
-        while budget > 0 and self.prefilling and self.prefilling[0].must_replay == replay:
+        """Chunks for the first sequences in line, as far as the budget goes."""
+        budget = max(1, min(MAX_PREFILL_TOKENS, int(PREFILL_S / self.prefill_token_s)))
+        while budget > 0 and self.prefilling:
             sequence = self.prefilling[0]
-            chunk = sequence.next_chunk(self.chunk_size, budget)
+            chunk = sequence.next_chunk(budget)
             batch.chunks.append(chunk)
             sequence.num_cached += len(chunk.tokens)
             budget -= len(chunk.tokens)
             if sequence.is_ready:
                 self.prefilling.popleft()
 
+    def next_turn(self) -> list[Sequence]:
+        """At most ``turn_rows`` sequences that are ready: newcomers at every second turn at most, otherwise those that waited longest."""
+        ready = [s for s in self.running.values() if s.is_ready]
+        newcomers, others = [s for s in ready if s.num_decodes == 0], [s for s in ready if s.num_decodes > 0]
+        self.newcomers_had_turn = bool(newcomers) and not (others and self.newcomers_had_turn)
+        chosen = (newcomers if self.newcomers_had_turn else sorted(others, key=lambda s: s.last_decode))[: self.turn_rows]
+        for sequence in chosen:
+            self.num_decodes += 1
+            sequence.last_decode = self.num_decodes
+        return chosen
+
     def decode_steps(self, sequences: list[Sequence]) -> int:
         """Steps of this decode: 1 for a new sequence's first token, then 2, 4, 8, …, as many as fit into DECODE_S."""
         youngest = min(s.num_decodes for s in sequences)
-        return max(1, min(MAX_DECODE_STEPS, 1 << min(youngest, 6), int(DECODE_S / max(self.step_s, 1e-6))))
+        step_s = self.step_s.get(len(sequences).bit_length(), 0.001)
+        return max(1, min(MAX_DECODE_STEPS, 1 << min(youngest, 6), int(DECODE_S / max(step_s, 1e-6))))
 
     def update(self, batch: Batch, sampled: list[SampledTokens], prefill_s: float, decode_s: float) -> list[Sequence]:
         """Enter what a step sampled, and how long its two halves took; returns the sequences that it finished."""
@@ -166,11 +183,11 @@ class Scheduler:
     def measure(self, batch: Batch, prefill_s: float, decode_s: float) -> None:
         """Update what a prefilled token and a decode step are expected to cost."""
         if batch.chunks:
-            replay, token_s = batch.chunks[0].replay, prefill_s / batch.num_prefill_tokens
             # Slower is believed at once, faster by halves: a step that takes too long looks like a hang.
-            self.prefill_token_s[replay] = max(token_s, self.prefill_token_s[replay] / 2, 1e-9)
+            self.prefill_token_s = max(prefill_s / batch.num_prefill_tokens, self.prefill_token_s / 2, 1e-9)
         if batch.slots:
-            self.step_s += 0.2 * (decode_s / batch.num_decode_steps - self.step_s)
+            rows, step_s = len(batch.slots).bit_length(), decode_s / batch.num_decode_steps
+            self.step_s[rows] = step_s if rows not in self.step_s else 0.8 * self.step_s[rows] + 0.2 * step_s
 
     def check_books(self) -> None:
         """Without sequences every row is free exactly once, and no list holds anything."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from model.params import SamplingParams
-from model.window import window_anchor, window_start
+from model.window import window_start
 from service.worker.runners.interface import DecodeSlot, PrefillChunk, SampledTokens
 
 
@@ -41,6 +41,8 @@ class Sequence:
     """Index of the window's first token."""
     num_decodes: int = 0
     """Multi-step decodes since it got its row."""
+    last_decode: int = 0
+    """When it decoded last, as the scheduler counts decodes."""
 
     def __post_init__(self) -> None:
         self.start = window_start(len(self.tokens), self.block_size, self.stride)
@@ -70,22 +72,10 @@ class Sequence:
         """Whether the next thing to do is a decode step."""
         return self.num_cached == self.last_position
 
-    @property
-    def num_prefilled_at_once(self) -> int:
-        """Tokens of the window that were prefilled; those after them were decoded one by one and must be replayed so."""
-        return window_anchor(len(self.tokens), self.num_prompt, self.block_size, self.stride) - self.start - 1
-
-    @property
-    def must_replay(self) -> bool:
-        """Whether the next chunk is a replay."""
-        return self.num_cached >= self.num_prefilled_at_once
-
-    def next_chunk(self, chunk_size: int, budget: int) -> PrefillChunk:
-        """The next tokens to prefill, up to the next multiple of ``chunk_size``; a replay has at most ``budget`` tokens."""
-        limit = min(self.last_position, self.num_cached + budget) if self.must_replay else self.num_prefilled_at_once
-        end = min(limit, (self.num_cached // chunk_size + 1) * chunk_size)
-        tokens = self.tokens[self.start + self.num_cached : self.start + end]
-        return PrefillChunk(self.row, self.num_cached, tokens, self.must_replay)
+    def next_chunk(self, budget: int) -> PrefillChunk:
+        """The next tokens to prefill, at most ``budget``."""
+        end = min(self.last_position, self.num_cached + budget)
+        return PrefillChunk(self.row, self.num_cached, self.tokens[self.start + self.num_cached : self.start + end])
 
     def decode_slot(self, num_steps: int) -> DecodeSlot:
         """Go on for at most ``num_steps`` tokens, and only as long as the window stays where it is."""

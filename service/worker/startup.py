@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -11,16 +10,15 @@ from pathlib import Path
 
 from model.checkpoint.files import Checkpoint, read_checkpoint
 from model.checkpoint.manifest import MANIFEST
+from model.exact.arithmetic import VERSION
 from service.worker import selftest
 from service.worker.core import EngineCore
-from service.worker.kernels.build import NativeUnavailable, cpu_features
 from service.worker.messages import Ready, Start
-from service.worker.runners.interface import Runner
+from service.worker.runners.fallback import ReferenceRunner
+from service.worker.runners.interface import Runner, RunnerUnavailable
 from service.worker.runners.native import NativeRunner
 
-ENGINE_VERSION = 1
-"""Counted up whenever a change to the engine can change a byte."""
-CPU_BATCH, CUDA_BATCH = 64, 256
+CPU_BATCH, REFERENCE_BATCH = 64, 8
 STRIDE_FRACTION = 0.875
 """Default stride as a part of the context; docs/engine.md has the measurement."""
 
@@ -34,15 +32,6 @@ def default_stride(block_size: int) -> int:
     return max(1, int(block_size * STRIDE_FRACTION))
 
 
-def cuda_present() -> bool:
-    """Whether an NVIDIA driver shows a GPU, asked without torch, whose import takes seconds."""
-    if not (glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/dxg")):
-        return False
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def default_threads() -> int:
     """All cores that this process may use but one, which the HTTP side needs, and at most 8: the model is too small to feed more.
 
@@ -51,57 +40,71 @@ def default_threads() -> int:
     return max(1, min(8, len(os.sched_getaffinity(0)) - 1))
 
 
-def build_runner(start: Start, checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[Runner, str]:
-    """The runner that the settings and the machine call for, and what would make it faster. Raises UnusableError."""
-    cuda = start.device == "cuda" or (start.device == "auto" and cuda_present())
-    if cuda:
-        from service.worker.runners.pytorch import TorchRunner
+Candidate = tuple[str, Callable[[], Runner]]
+"""A runner's name, as --kernels has it, and what builds it."""
 
-        if not cuda_present():
-            raise UnusableError("device cuda: no CUDA GPU is visible here; check nvidia-smi, or choose --device cpu")
-        say("capturing CUDA graphs")
-        dtype = "bfloat16" if start.dtype == "auto" else start.dtype
-        return TorchRunner(checkpoint, rows=start.max_batch or CUDA_BATCH, dtype=dtype, device="cuda"), ""
-    rows, threads, note = start.max_batch or CPU_BATCH, start.threads or default_threads(), ""
-    if start.kernels != "torch":
-        dtype = start.dtype if start.dtype != "auto" else "bfloat16" if "avx512_bf16" in cpu_features() else "float32"
+
+def candidates(start: Start, checkpoint: Checkpoint) -> list[Candidate]:
+    """What the settings allow, the fastest first. All give the same bits. Raises UnusableError."""
+    rows, threads = start.max_batch or CPU_BATCH, start.threads or default_threads()
+
+    def native() -> Runner:
+        return NativeRunner(checkpoint, rows=rows, threads=threads, cpu=start.cpu)
+
+    found: list[Candidate] = []
+    if start.device != "cuda":
+        found += [("native", native)]
+        if start.cpu == "auto":  # whoever names an instruction set wants that one
+            found += [("reference", lambda: ReferenceRunner(checkpoint, rows=min(rows, REFERENCE_BATCH)))]
+    if start.kernels != "auto":
+        found = [candidate for candidate in found if candidate[0] == start.kernels]
+    if not found:
+        raise UnusableError(f"no engine fits device {start.device}, kernels {start.kernels}, cpu {start.cpu}: docs/engine.md has a table")
+    return found
+
+
+def first_that_passes(start: Start, checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[EngineCore, str]:
+    """An engine that has passed its self-test, and why it is not a faster one. Raises UnusableError, SelfTestError, MemoryError."""
+    stride = min(start.stride or default_stride(checkpoint.config.block_size), checkpoint.config.block_size)
+    notes: list[str] = []
+    options = candidates(start, checkpoint)
+    for name, build in options:
+        say(f"preparing the {name} kernels")
         try:
-            say("preparing the native kernels")
-            return NativeRunner(checkpoint, rows=rows, dtype=dtype, threads=threads, cache=Path(start.cache)), ""
-        except NativeUnavailable as error:
-            if start.kernels == "native":
-                raise UnusableError(f"kernels native: {error}") from None
-            note = str(error)
-    import torch
-
-    from service.worker.runners.pytorch import TorchRunner
-
-    say("preparing PyTorch")
-    torch.set_num_threads(threads)
-    return TorchRunner(checkpoint, rows=rows, dtype="float32" if start.dtype == "auto" else start.dtype, device="cpu"), note
+            runner = build()
+        except RunnerUnavailable as error:
+            notes.append(str(error))
+            continue
+        core = EngineCore(runner, block_size=checkpoint.config.block_size, stride=stride, start_token=checkpoint.start)
+        say(f"testing the {name} kernels")
+        try:
+            selftest.run(runner, checkpoint)
+        except selftest.SelfTestError as error:
+            runner.close()
+            if name == options[-1][0]:
+                raise
+            notes.append(str(error))
+            continue
+        return core, "; ".join(notes)
+    raise UnusableError("; ".join(notes))
 
 
 def load(start: Start, say: Callable[[str], None]) -> tuple[EngineCore, Ready]:
     """Read, build, self-test. Raises CheckpointError, UnusableError, SelfTestError, MemoryError."""
     say("reading the checkpoint")
     checkpoint = read_checkpoint(start.checkpoint, start.trusted_keys)
-    runner, note = build_runner(start, checkpoint, say)
-    stride = min(start.stride or default_stride(checkpoint.config.block_size), checkpoint.config.block_size)
-    core = EngineCore(runner, block_size=checkpoint.config.block_size, stride=stride, start_token=checkpoint.start)
-    say("self-test")
-    selftest.run(core, checkpoint)
-    core.steps = 0
+    core, note = first_that_passes(start, checkpoint, say)
+    runner = core.runner
     ready = Ready(
         id=checkpoint.id,
-        fingerprint=fingerprint(checkpoint, runner, stride),
+        fingerprint=fingerprint(checkpoint, core.stride),
         config=checkpoint.config.to_json(),
         tokenizer=checkpoint.tokenizer.to_json(),
         manifest=checkpoint.manifest,
         created=int((Path(start.checkpoint) / MANIFEST).stat().st_mtime),
         num_parameters=checkpoint.config.num_parameters,
-        stride=stride,
+        stride=core.stride,
         device=runner.device,
-        dtype=runner.dtype,
         kernels=runner.kernels,
         max_batch=runner.rows,
         memory_bytes=runner.memory_bytes,
@@ -110,15 +113,7 @@ def load(start: Start, say: Callable[[str], None]) -> tuple[EngineCore, Ready]:
     return core, ready
 
 
-def fingerprint(checkpoint: Checkpoint, runner: Runner, stride: int) -> str:
-    """32 hex digits over everything that can change a byte."""
-    parts = {
-        "checkpoint": checkpoint.id,
-        "engine": ENGINE_VERSION,
-        "window": "anchored",
-        "stride": stride,
-        "dtype": runner.dtype,
-        "tokenizer": checkpoint.tokenizer.version,
-        "kernels": runner.kernels,  # torch's version and the capability, or the hash of the compiled kernel
-    }
+def fingerprint(checkpoint: Checkpoint, stride: int) -> str:
+    """32 hex digits over everything that can change a byte: nothing of the machine is among it."""
+    parts = {"checkpoint": checkpoint.id, "arithmetic": VERSION, "window": "anchored", "stride": stride}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -134,7 +134,7 @@ def test_a_gpt2_of_hugging_face_is_served(tmp_path: Path, start: Start) -> None:
     assert read_checkpoint(tmp_path / "gpt2").start == 280
     prompt = torch.tensor([library.encode(PROMPT).ids])
     ids = theirs.generate(prompt, do_sample=False, max_new_tokens=40, eos_token_id=None, pad_token_id=0)[0, prompt.shape[1] :].tolist()
-    server = Server(tmp_path / "gpt2", "--dtype", "float32")
+    server = Server(tmp_path / "gpt2")
     try:
         expected = BPETokenizer(library).decode(ids)
         assert server.text(prompt=PROMPT, max_new_tokens=40, temperature=0) == expected

@@ -11,17 +11,18 @@ import pytest
 import torch
 
 from model.checkpoint.files import Checkpoint, read_checkpoint, write_checkpoint
-from model.checkpoint.loading import checkpoint_files, load_checkpoint
+from model.checkpoint.loading import checkpoint_files
 from model.config import GPTConfig
+from model.exact.network import ExactModel
 from model.gpt import GPT
 from model.params import SamplingParams
 from model.tokenizer.char import CharTokenizer
 from service.engine.interface import EngineOptions
 from service.worker.core import EngineCore
 from service.worker.messages import Submit
+from service.worker.runners.fallback import ReferenceRunner
 from service.worker.runners.interface import Runner
 from service.worker.runners.native import NativeRunner
-from service.worker.runners.pytorch import TorchRunner
 from tests.engine.engines import engine_options
 
 TEXT = "\n abcdefghij"
@@ -59,14 +60,14 @@ def checkpoint(checkpoint_dir: Path) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def oracle(checkpoint_dir: Path) -> GPT:
-    """The model in float64, for the naive sampler."""
-    return load_checkpoint(checkpoint_dir, dtype=torch.float64).model
+def oracle(checkpoint: Checkpoint) -> ExactModel:
+    """The reference."""
+    return ExactModel(checkpoint.config, checkpoint.tensors)
 
 
 @pytest.fixture(scope="session")
-def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
 
 
 def ticking() -> Callable[[], float]:
@@ -76,24 +77,25 @@ def ticking() -> Callable[[], float]:
 
 
 @pytest.fixture
-def options(checkpoint_dir: Path, kernel_cache: Path) -> EngineOptions:
-    return engine_options(checkpoint_dir, kernel_cache)
+def options(checkpoint_dir: Path, cache: Path) -> EngineOptions:
+    return engine_options(checkpoint_dir, cache)
 
 
 MakeCore = Callable[..., EngineCore]
 
 
 @pytest.fixture
-def make_core(checkpoint: Checkpoint, kernel_cache: Path) -> Iterator[MakeCore]:
-    """``make_core("native", "float32", rows=4)``"""
+def make_core(checkpoint: Checkpoint) -> Iterator[MakeCore]:
+    """``make_core("avx2", rows=4)``: an instruction set of the native kernels, or the reference."""
     runners: list[Runner] = []
 
-    def make(kernels: str, dtype: str, *, rows: int = 8, threads: int = 1, stride: int = 16, of: Checkpoint = checkpoint) -> EngineCore:
+    def make(engine: str, *, rows: int = 8, threads: int = 1, stride: int = 16, of: Checkpoint = checkpoint) -> EngineCore:
         runner: Runner
-        if kernels == "native":
-            runner = NativeRunner(of, rows=rows, dtype=dtype, threads=threads, cache=kernel_cache)
+        if engine == "reference":
+            runner = ReferenceRunner(of, rows=rows)
         else:
-            runner = TorchRunner(of, rows=rows, dtype=dtype, device="cuda" if kernels == "cuda" else "cpu")
+            runner = NativeRunner(of, rows=rows, threads=threads, cpu=engine)
+            runner.turn_rows = rows  # measured, it would depend on the machine
         runners.append(runner)
         return EngineCore(runner, block_size=of.config.block_size, stride=stride, start_token=of.start, clock=ticking())
 

@@ -1,4 +1,4 @@
-"""Every fast path against the naive sampler, in float64: equal token for token."""
+"""Every engine against the reference, with windows that move and requests that come and go: equal token for token."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import random
 
 import pytest
 
-from model.generate import generate
-from model.gpt import GPT
+from model.exact.generate import generate
+from model.exact.network import ExactModel
 from model.params import SamplingParams
 from tests.engine.conftest import Driver, MakeCore, Request, random_request
+from tests.engine.kernels import NATIVE
 
-NUM_REQUESTS = 240
+NUM_REQUESTS = 160
 
 
-def naive(oracle: GPT, request: Request, default_stride: int) -> list[int]:
+def naive(oracle: ExactModel, request: Request, default_stride: int) -> list[int]:
     prompt, params = request
     if params.stride is None:
         params = SamplingParams(
@@ -30,17 +31,17 @@ def requests() -> list[Request]:
 
 
 @pytest.fixture(scope="module")
-def expected(oracle: GPT, requests: list[Request]) -> list[list[int]]:
+def expected(oracle: ExactModel, requests: list[Request]) -> list[list[int]]:
     return [naive(oracle, request, 16) for request in requests]
 
 
-@pytest.mark.parametrize(("kernels", "threads"), [("native", 1), ("native", 2), ("torch", 1)])
-def test_engine_equals_naive_sampler(
-    make_core: MakeCore, requests: list[Request], expected: list[list[int]], kernels: str, threads: int
+@pytest.mark.parametrize(("engine", "threads"), [*((engine, threads) for engine in NATIVE for threads in (1, 2)), ("reference", 1)])
+def test_engine_equals_the_reference(
+    make_core: MakeCore, requests: list[Request], expected: list[list[int]], engine: str, threads: int
 ) -> None:
     """Random arrivals, lengths and cancellations; windows of every stride are crossed."""
-    driver = Driver(make_core(kernels, "float64", rows=8, threads=threads))
-    rng = random.Random(kernels + str(threads))
+    driver = Driver(make_core(engine, rows=8, threads=threads))
+    rng = random.Random(engine + str(threads))
     cancelled = set()
     queue = list(enumerate(requests))
     while queue or driver.core.has_work:
@@ -61,23 +62,3 @@ def test_engine_equals_naive_sampler(
             assert tokens == expected[number]
     assert len(driver.finished) + len(cancelled) == NUM_REQUESTS
     assert len(cancelled) < NUM_REQUESTS / 4
-
-
-def test_log_probabilities_are_those_of_the_model(make_core: MakeCore, oracle: GPT) -> None:
-    import torch
-
-    from model.generate import next_logits
-
-    params = SamplingParams(max_new_tokens=40, seed=3, temperature=0.5, top_k=2, num_logprobs=4, stride=16)
-    for kernels in ("native", "torch"):
-        driver = Driver(make_core(kernels, "float64"))
-        driver.submit(0, ([1, 2, 3], params))
-        driver.run()
-        tokens = [1, 2, 3]
-        for token, (own, top) in zip(driver.tokens[0], driver.logprobs[0], strict=True):
-            reference = next_logits(oracle, tokens, 16).log_softmax(-1)
-            assert own == pytest.approx(float(reference[token]), abs=1e-6)
-            values, ids = torch.topk(reference, 4)
-            assert [i for i, _ in top] == ids.tolist()
-            assert [p for _, p in top] == pytest.approx(values.tolist(), abs=1e-6)
-            tokens.append(token)

@@ -11,9 +11,9 @@ from model.checkpoint.files import Checkpoint
 from model.params import SamplingParams
 from service.worker.core import EngineCore
 from tests.engine.conftest import BLOCK, LONG_BLOCK, Driver, Logprobs, MakeCore, Request, random_request
+from tests.engine.kernels import ENGINES, NATIVE
 
 NUM_GOLDEN = 208
-ARITHMETIC = [("native", "float32"), ("native", "bfloat16"), ("torch", "float32"), ("torch", "bfloat16")]
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,13 @@ def alone(core_driver: Driver, requests: list[Request]) -> list[tuple[list[int],
     return golden
 
 
-@pytest.mark.parametrize(("kernels", "dtype"), ARITHMETIC)
-def test_zero_differing_bytes_under_load(make_core: MakeCore, golden_requests: list[Request], kernels: str, dtype: str) -> None:
+@pytest.mark.parametrize("engine", NATIVE or ENGINES)
+def test_zero_differing_bytes_under_load(make_core: MakeCore, golden_requests: list[Request], engine: str) -> None:
     """208 requests alone, then with neighbours that come, go and are cancelled: every batch size, every row, 0 differences."""
     rows = 16
-    golden = alone(Driver(make_core(kernels, dtype, rows=rows)), golden_requests)
-    driver = Driver(make_core(kernels, dtype, rows=rows, threads=2))
-    rng = random.Random(kernels + dtype)
+    golden = alone(Driver(make_core(engine, rows=rows)), golden_requests)
+    driver = Driver(make_core(engine, rows=rows, threads=2))
+    rng = random.Random(engine)
     plan = [(number % NUM_GOLDEN, crowd) for crowd in range(1, 2 * rows, 3) for number in range(crowd * 20, crowd * 20 + 2 * crowd)]
     plan += [(number, rows) for number in range(NUM_GOLDEN)]
     wanted: dict[int, int] = {}  # the driver's number → the golden request's
@@ -62,11 +62,11 @@ def test_zero_differing_bytes_under_load(make_core: MakeCore, golden_requests: l
     assert set(driver.rows.values()) == set(range(rows))
 
 
-@pytest.mark.parametrize(("kernels", "dtype"), ARITHMETIC)
-def test_every_batch_size(make_core: MakeCore, kernels: str, dtype: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_batch_size(make_core: MakeCore, engine: str) -> None:
     """1 to 19 rows at once: on the native kernels every size of register tile, on torch a tile and a part of one."""
     rows = 19
-    core = make_core(kernels, dtype, rows=rows)
+    core = make_core(engine, rows=rows)
     requests = [([1, 2, number % 12], SamplingParams(max_new_tokens=6, seed=number)) for number in range(rows)]
     golden = [tokens for tokens, _ in alone(Driver(core), requests)]
     for size in range(1, rows + 1):
@@ -78,11 +78,11 @@ def test_every_batch_size(make_core: MakeCore, kernels: str, dtype: str) -> None
         assert [driver.tokens[n] for n in range(size)] == golden[:size]
 
 
-@pytest.mark.parametrize(("kernels", "dtype"), ARITHMETIC)
-def test_rebuilding_at_any_token_changes_nothing(make_core: MakeCore, kernels: str, dtype: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_rebuilding_at_any_token_changes_nothing(make_core: MakeCore, engine: str) -> None:
     """What a crash does to a stream: at every index, a new engine goes on from the tokens so far."""
     rng = random.Random(99)
-    core = make_core(kernels, dtype)
+    core = make_core(engine)
     for prompt_length, stride in ((0, 16), (5, 16), (BLOCK + 4, 16), (3, 1), (BLOCK, 7)):
         prompt = [rng.randrange(12) for _ in range(prompt_length)]
         length = BLOCK + 24
@@ -93,7 +93,7 @@ def test_rebuilding_at_any_token_changes_nothing(make_core: MakeCore, kernels: s
         driver.submit(0, (prompt, params))
         driver.run()
         whole, logprobs = driver.tokens[0], driver.logprobs[0]
-        for cut in range(1, length, 3 if kernels == "native" else 11):
+        for cut in range(1, length, 11 if engine == "reference" else 3):
             again = Driver(core)
             again.submit(0, (prompt, params), whole[:cut])
             again.run()
@@ -101,23 +101,23 @@ def test_rebuilding_at_any_token_changes_nothing(make_core: MakeCore, kernels: s
             assert again.logprobs[0] == logprobs[cut:]
 
 
-@pytest.mark.parametrize(("kernels", "dtype"), ARITHMETIC)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_crashes_under_load_with_long_prompts(
-    make_core: MakeCore, long_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, kernels: str, dtype: str
+    make_core: MakeCore, long_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
     """Prompts of several chunks are half encoded while neighbours decode, and everybody is rebuilt beside everybody else.
 
     A decode step must not touch the rows of a tile that only wait: once it wrote their first column.
     """
     rng = random.Random(7)
-    core = make_core(kernels, dtype, stride=80, of=long_checkpoint)
+    core = make_core(engine, stride=80, of=long_checkpoint)
     requests: list[Request] = []
     for number in range(9):
         prompt = [rng.randrange(12) for _ in range(rng.choice([1, 60, 64, 65, 130, LONG_BLOCK, 2 * LONG_BLOCK]))]
         params = SamplingParams(max_new_tokens=rng.choice([5, 30, 60]), seed=number, num_logprobs=0, presence_penalty=0.2)
         requests.append((prompt, params))
     golden = alone(Driver(core), requests)
-    core = make_core(kernels, dtype, stride=80, of=long_checkpoint)
+    core = make_core(engine, stride=80, of=long_checkpoint)
     monkeypatch.setattr("service.worker.scheduler.MAX_PREFILL_TOKENS", 64)
     driver = Driver(core)
     for number, request in enumerate(requests):
@@ -138,26 +138,9 @@ def test_crashes_under_load_with_long_prompts(
     assert [n for n in range(len(requests)) if driver.tokens[n] != golden[n][0]] == []
 
 
-def test_native_prefill_and_decode_agree_bitwise(make_core: MakeCore) -> None:
-    """In the native kernels a token's numbers do not depend on how it got into the cache either."""
-    core = make_core("native", "bfloat16")
-    rng = random.Random(0)
-    prompt = [rng.randrange(12) for _ in range(20)]
-    params = SamplingParams(max_new_tokens=1, seed=1, num_logprobs=12)
-    for split in range(1, 20):
-        driver = Driver(core)
-        driver.submit(0, (prompt, params))
-        driver.run()
-        by_decode = Driver(core)
-        by_decode.submit(0, (prompt[:split], replace(params, max_new_tokens=21 - split)), prompt[split:])
-        by_decode.run()
-        _, distribution = driver.logprobs[0][0]
-        assert by_decode.logprobs[0][0][1] == distribution
-
-
-@pytest.mark.parametrize(("kernels", "dtype"), ARITHMETIC)
-def test_neutral_values_equal_omission(make_core: MakeCore, kernels: str, dtype: str) -> None:
-    core = make_core(kernels, dtype)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_neutral_values_equal_omission(make_core: MakeCore, engine: str) -> None:
+    core = make_core(engine)
     plain = SamplingParams(max_new_tokens=50, seed=12)
     neutral = replace(plain, top_k=12, top_p=1.0, min_p=0.0, repetition_penalty=1.0, logit_bias=((2, 0.0),), temperature=1.0)
     results = []

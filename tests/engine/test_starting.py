@@ -31,7 +31,7 @@ def test_a_checkpoint_that_cannot_be_served_fails_with_its_reason(options: Engin
         (path / "manifest.json").write_text(manifest.replace("{", '{"curve": [{"loss": NaN}],', 1))
     if damage == "selftest":
         selftest = json.loads((path / "selftest.json").read_text())
-        selftest["cases"][0]["logits"][3] += 0.5
+        selftest["digests"]["moved"] = "0" * 64
         (path / "selftest.json").write_text(json.dumps(selftest))
         manifest = json.loads((path / "manifest.json").read_text())
         manifest["files"]["selftest.json"] = hashlib.sha256((path / "selftest.json").read_bytes()).hexdigest()
@@ -42,7 +42,7 @@ def test_a_checkpoint_that_cannot_be_served_fails_with_its_reason(options: Engin
             assert engine.status.state == "failed"
             expected = {
                 "missing": "not a directory",
-                "selftest": "logit of token 3",
+                "selftest": "the logits of 'moved' are wrong",
                 "truncated": "model.safetensors",
                 "number": "manifest.json: curve.0.loss is not a finite number",
             }

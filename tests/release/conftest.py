@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.server import ROOT
 
-SOURCES = ("model", "training", "service", "LICENSE", "README.md", "pyproject.toml", ".gitignore")
+SOURCES = ("model", "training", "service", "LICENSE", "README.md", "pyproject.toml", "hatch_build.py", ".gitignore")
 BUILD_S = INSTALL_S = 600.0
 
 

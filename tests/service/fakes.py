@@ -27,7 +27,6 @@ def fake_checkpoint(name: str = "a", characters: str = CHARACTERS) -> ServedChec
         config={"block_size": 64},
         default_stride=32,
         device="cpu",
-        dtype="float32",
         kernels="fake",
         max_batch=8,
     )

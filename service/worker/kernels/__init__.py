@@ -1,4 +1,1 @@
-"""The CPU's fast path: one C file, compiled for the machine at hand at first start and kept.
-
-`build` finds a compiler and the cached library, `runner` drives it. Without a compiler the engine runs on `torch_runner`.
-"""
+"""The exact arithmetic in C: ``arithmetic.h`` defines it, ``kernel.c`` is the CPU's engine; ``build`` makes and loads the library."""

@@ -1,4 +1,7 @@
-"""What the engine steps: something that turns cached tokens into the next ones."""
+"""What the engine steps: something that turns cached tokens into the next ones, in the arithmetic of docs/arithmetic.md.
+
+All runners give the same bits, logits included, however tokens are cut into calls and rows into batches.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from model.params import SamplingParams
+
+
+class RunnerUnavailable(RuntimeError):
+    """This machine cannot run it; the message says why, and what would help."""
+
 
 TokenLogprobs = tuple[float, list[tuple[int, float]]]
 """The sampled token's log-probability, and (id, log-probability) of the most probable tokens, best first."""
@@ -19,8 +30,6 @@ class PrefillChunk:
     row: int
     start: int
     tokens: Sequence[int]
-    replay: bool = False
-    """Whether these tokens were decoded one by one at first. Where prefill rounds differently, they must be decoded again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +55,12 @@ class Runner(Protocol):
 
     rows: int
     """Sequences that fit. All memory is taken at construction."""
-    chunk_size: int
-    """Longest prefill chunk, in tokens: the scheduler cuts every prompt at multiples of it."""
+    turn_rows: int
+    """Rows that decode fastest together: with more, keys and values no longer fit the processor's cache."""
     device: str
-    dtype: str
+    """cpu or cuda."""
     kernels: str
-    """Name and identity of the arithmetic, for the fingerprint."""
+    """What computes, for people: native-avx2, torch, …"""
     memory_bytes: int
     """Size of the cache."""
 
@@ -67,8 +76,12 @@ class Runner(Protocol):
         """Multi-step decode: each slot samples up to ``num_steps`` tokens, each the next step's input. In the order of ``slots``."""
         ...
 
-    def next_logits(self, row: int, tokens: Sequence[int]) -> list[float]:
-        """(V,) logits of the token after ``tokens``, by one prefill and one decode step in ``row``; for the self-test."""
+    def logits(self, chunks: Sequence[PrefillChunk]) -> NDArray[np.float32]:
+        """Prefill, with the logits after every token: (tokens of all chunks, V). For the self-test."""
+        ...
+
+    def probe(self, function: int) -> int:
+        """The sum of probe ``function`` over all its arguments (kernels/probe.h), as an unsigned 64-bit number; for the self-test."""
         ...
 
     def close(self) -> None:

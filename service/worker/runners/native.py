@@ -1,52 +1,46 @@
-"""Drives kernel.c. Prefill and decode are the same code there, so a replayed token needs no path of its own."""
+"""Drives kernels/kernel.c. Prefill, decode and any mixture of them are the same code there, and give the same bits."""
 
 from __future__ import annotations
 
 import ctypes
-import math
-from collections.abc import Sequence
-from pathlib import Path
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.checkpoint.files import Checkpoint
 from model.params import SamplingParams
-from service.worker.kernels.build import NativeUnavailable, load
-from service.worker.runners.interface import DecodeSlot, PrefillChunk, SampledTokens
+from service.worker.kernels.build import NativeUnavailable, instruction_sets, load
+from service.worker.runners.interface import DecodeSlot, PrefillChunk, RunnerUnavailable, SampledTokens, TokenLogprobs
 
-MAX_ENCODE = 128  # tokens of one forward pass: enough for full register tiles, little enough to stay in the cache
-MAX_HEAD_SIZE = 1024  # kernel.c keeps a query on its stack
+MAX_PREFILL = 128
+"""Tokens of one step: enough for full register tiles, few enough to stay in the processor's cache."""
+TURN_SIZES = (16, 8)
+TURN_STEPS = 8
+SLOW_STEP_S = 0.002
+"""A step of one row that takes longer is bound by reading weights, which rows share: then all of them decode together."""
 
 
 class Config(ctypes.Structure):
-    """``Config`` of kernel.c."""
+    """``Config`` of engine.h."""
 
     _fields_ = [
         (name, ctypes.c_int32)
-        for name in [
-            "n_layer",
-            "n_head",
-            "n_embd",
-            "head_size",
-            "block_size",
-            "vocab_size",
-            "gelu",
-            "qkv_bias",
-            "rows",
-            "max_items",
-            "threads",
-        ]
+        for name in (
+            *("n_layer", "n_head", "n_embd", "head_size", "block_size", "vocab_size"),
+            *("gelu", "qkv_bias", "wide", "rows", "max_items", "threads"),
+        )
     ]
 
 
 class Row(ctypes.Structure):
-    """``Row`` of kernel.c."""
+    """``Row`` of engine.h."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("seed", "index")),
-        *((name, ctypes.c_double) for name in ["temperature", "top_p", "min_p", "repetition", "frequency", "presence"]),
-        *((name, ctypes.c_int32) for name in ["top_k", "num_logprobs", "token", "position", "has_bias", "has_filter"]),
+        *((name, ctypes.c_double) for name in ("temperature", "top_p", "min_p", "repetition", "frequency", "presence")),
+        *((name, ctypes.c_int32) for name in ("top_k", "num_logprobs", "token", "position", "has_bias", "has_filter")),
     ]
 
 
@@ -60,22 +54,55 @@ def pointer(array: NDArray[np.int32] | NDArray[np.float32] | NDArray[np.float64]
     return ctypes.c_void_p(array.ctypes.data)
 
 
+def items_of(chunks: Sequence[PrefillChunk]) -> list[tuple[int, int, int]]:
+    """(row, position, token) of every token."""
+    return [(chunk.row, chunk.start + i, token) for chunk in chunks for i, token in enumerate(chunk.tokens)]
+
+
+def choose(library: ctypes.CDLL, cpu: str) -> str:
+    """The instruction set that ``cpu`` asks for, or the best that library and processor have. Raises RunnerUnavailable."""
+    library.folio_supports.argtypes = [ctypes.c_char_p]
+    names = [name for name in instruction_sets() if hasattr(library, f"folio_create_{name}") and library.folio_supports(name.encode())]
+    if cpu == "auto":
+        return names[0]
+    if cpu not in names:
+        raise RunnerUnavailable(f"cpu {cpu}: this machine has no kernels for it; it has {', '.join(names)}")
+    return cpu
+
+
+class Kernel:
+    """The library's functions for one instruction set. Raises RunnerUnavailable."""
+
+    def __init__(self, cpu: str = "auto") -> None:
+        try:
+            library = load()
+        except NativeUnavailable as error:
+            raise RunnerUnavailable(str(error)) from None
+        self.cpu = choose(library, cpu)
+
+        def function(name: str, result: type[ctypes.c_void_p | ctypes.c_int64 | ctypes.c_uint64] | None = None) -> Callable[..., int]:
+            found: Callable[..., int] = getattr(library, f"folio_{name}_{self.cpu}")
+            found.restype = result  # type: ignore[attr-defined]
+            return found
+
+        self.create, self.destroy = function("create", ctypes.c_void_p), function("destroy")
+        self.cache_bytes = function("cache_bytes", ctypes.c_int64)
+        self.set_row, self.set_cursor = function("set_row"), function("set_cursor")
+        self.step, self.decode = function("step"), function("decode")
+        self.probe = function("probe", ctypes.c_uint64)
+
+
 class NativeRunner:
     """A `Runner` on the CPU, in C."""
 
     device = "cpu"
 
-    def __init__(self, checkpoint: Checkpoint, *, rows: int, dtype: str, threads: int, cache: Path) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, rows: int, threads: int, cpu: str = "auto") -> None:
         config = checkpoint.config
-        if config.head_size > MAX_HEAD_SIZE:
-            raise NativeUnavailable(f"heads of {config.head_size} are larger than the native kernels' {MAX_HEAD_SIZE}")
-        library = load(dtype, cache)
-        self.rows, self.chunk_size, self.dtype = rows, 64, dtype
-        self.kernels = f"native-{library.identity}"
-        self.vocab_size = config.vocab_size
-        self.max_items = max(rows, MAX_ENCODE)
-        self.lib = library.handle
-        self.declare()
+        self.kernel = Kernel(cpu)
+        self.kernels = f"native-{self.kernel.cpu}"
+        self.rows, self.vocab_size = rows, config.vocab_size
+        self.max_items = max(rows, MAX_PREFILL)
         tensors = [np.ascontiguousarray(checkpoint.tensors[name]) for name in config.parameter_shapes]
         addresses = (ctypes.c_void_p * len(tensors))(*(tensor.ctypes.data for tensor in tensors))
         c_config = Config(
@@ -87,22 +114,41 @@ class NativeRunner:
             config.vocab_size,
             config.activation == "gelu_tanh",
             config.qkv_bias,
+            config.arithmetic == "w8a16",
             rows,
             self.max_items,
             threads,
         )
-        self.engine = ctypes.c_void_p(self.lib.folio_create(ctypes.byref(c_config), addresses))
+        self.engine = ctypes.c_void_p(self.kernel.create(ctypes.byref(c_config), addresses))
         if self.engine.value is None:
             raise MemoryError(f"no memory for a cache of {rows} rows; lower --max-batch")
-        self.memory_bytes = int(self.lib.folio_cache_bytes(self.engine))
+        self.memory_bytes = int(self.kernel.cache_bytes(self.engine))
         self.num_logprobs = [-1] * rows
+        self.turn_rows = self.measure_turn_rows(config.block_size)
 
-    def declare(self) -> None:
-        """Return types; arguments are passed as explicit C types."""
-        self.lib.folio_create.restype = ctypes.c_void_p
-        self.lib.folio_cache_bytes.restype = ctypes.c_int64
-        for name in ("folio_destroy", "folio_set_row", "folio_set_cursor", "folio_encode", "folio_decode"):
-            getattr(self.lib, name).restype = None
+    def measure_turn_rows(self, block_size: int) -> int:
+        """How many rows at once make most tokens a second, all rows taking turns in the middle of their context."""
+        if self.rows < 2 * TURN_SIZES[-1] or block_size < 4 * TURN_STEPS:
+            return self.rows
+        for row in range(self.rows):
+            self.set_row(row, SamplingParams(), [], [])
+        self.time_turns(1, 1, block_size // 2)
+        if self.time_turns(1, 1, block_size // 2) > SLOW_STEP_S:
+            return self.rows
+        best = self.rows
+        best_s = self.time_turns(best, self.rows, block_size // 2)
+        for size in (size for size in TURN_SIZES if size < self.rows):
+            seconds = min(self.time_turns(size, self.rows, block_size // 2) for _ in range(2))
+            if seconds < 0.95 * best_s:
+                best, best_s = size, seconds
+        return best
+
+    def time_turns(self, size: int, rows: int, position: int) -> float:
+        """CPU seconds of a step for ``rows`` rows, ``size`` at a time."""
+        began = time.process_time()  # not the clock: other processes do not count
+        for first in range(0, rows, size):
+            self.decode([DecodeSlot(row, 0, position, TURN_STEPS) for row in range(first, min(rows, first + size))])
+        return (time.process_time() - began) / TURN_STEPS
 
     def set_row(self, row: int, params: SamplingParams, prompt: Sequence[int], generated: Sequence[int]) -> None:
         """See `Runner`."""
@@ -125,7 +171,7 @@ class NativeRunner:
         )
         ids, bias = int32([t for t, _ in params.logit_bias]), np.array([b for _, b in params.logit_bias], np.float64)
         before, after = int32(prompt), int32(generated)
-        self.lib.folio_set_row(
+        self.kernel.set_row(
             self.engine,
             row,
             ctypes.byref(c_row),
@@ -140,58 +186,54 @@ class NativeRunner:
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> None:
         """See `Runner`."""
-        batch: list[PrefillChunk] = []
-        for chunk in chunks:
-            if sum(len(p.tokens) for p in batch) + len(chunk.tokens) > self.max_items:
-                self.forward(batch)
-                batch = []
-            batch.append(chunk)
-        if batch:
-            self.forward(batch)
+        items = items_of(chunks)
+        for first in range(0, len(items), self.max_items):
+            self.step(items[first : first + self.max_items])
 
-    def forward(self, chunks: Sequence[PrefillChunk], logits: NDArray[np.float32] | None = None) -> None:
-        """One pass over the tokens of all chunks."""
-        tokens = int32([token for chunk in chunks for token in chunk.tokens])
-        rows = int32([chunk.row for chunk in chunks for _ in chunk.tokens])
-        at = int32([chunk.start + i for chunk in chunks for i in range(len(chunk.tokens))])
+    def step(self, items: Sequence[tuple[int, int, int]], logits: NDArray[np.float32] | None = None) -> None:
+        """At most ``max_items`` (row, position, token), those of a row in order; writes their logits (items, V), if asked for."""
+        rows, at, tokens = (int32(column) for column in zip(*items, strict=True))
         out = ctypes.c_void_p() if logits is None else pointer(logits)
-        self.lib.folio_encode(self.engine, len(tokens), pointer(tokens), pointer(rows), pointer(at), out)
+        self.kernel.step(self.engine, len(items), pointer(tokens), pointer(rows), pointer(at), out)
 
     def decode(self, slots: Sequence[DecodeSlot]) -> list[SampledTokens]:
         """See `Runner`."""
         for slot in slots:
-            self.lib.folio_set_cursor(self.engine, slot.row, slot.token, slot.position)
-        rows, steps = int32([c.row for c in slots]), int32([c.num_steps for c in slots])
-        most = int(steps.max())
-        out, work = np.zeros((len(rows), most), np.int32), np.zeros(4 * len(rows), np.int32)
-        widest = max(self.num_logprobs[c.row] for c in slots)
-        logprobs = np.zeros((len(rows), most, 1 + 2 * max(widest, 0)), np.float64) if widest >= 0 else None
+            self.kernel.set_cursor(self.engine, slot.row, slot.token, slot.position)
+        rows, steps = int32([s.row for s in slots]), int32([s.num_steps for s in slots])
+        most, widest = int(steps.max()), max(self.num_logprobs[s.row] for s in slots)
+        out, work = np.zeros((len(slots), most), np.int32), np.zeros(4 * len(slots), np.int32)
+        logprobs = np.zeros((len(slots), most, 1 + 2 * widest), np.float64) if widest >= 0 else None
         address = ctypes.c_void_p() if logprobs is None else pointer(logprobs)
         stride = 0 if logprobs is None else logprobs.shape[2]
-        self.lib.folio_decode(self.engine, len(rows), pointer(rows), pointer(steps), most, pointer(out), address, stride, pointer(work))
+        self.kernel.decode(self.engine, len(slots), pointer(rows), pointer(steps), most, pointer(out), address, stride, pointer(work))
         tokens = out.tolist()
         return [
-            SampledTokens(tokens[i][: c.num_steps], None if logprobs is None else self.read_logprobs(logprobs[i, : c.num_steps], c.row))
-            for i, c in enumerate(slots)
+            SampledTokens(tokens[i][: s.num_steps], None if logprobs is None else self.read_logprobs(logprobs[i, : s.num_steps], s.row))
+            for i, s in enumerate(slots)
         ]
 
-    def read_logprobs(self, values: NDArray[np.float64], row: int) -> list[tuple[float, list[tuple[int, float]]]] | None:
-        """The kernel's (chosen, id, value, id, value, …) as tuples."""
+    def read_logprobs(self, values: NDArray[np.float64], row: int) -> list[TokenLogprobs] | None:
+        """(steps, 1 + 2n) of (sampled, id, value, id, value, …) as tuples."""
         count = self.num_logprobs[row]
         if count < 0:
             return None
         return [(v[0], [(int(v[1 + 2 * i]), v[2 + 2 * i]) for i in range(count)]) for v in values.tolist()]
 
-    def next_logits(self, row: int, tokens: Sequence[int]) -> list[float]:
+    def logits(self, chunks: Sequence[PrefillChunk]) -> NDArray[np.float32]:
         """See `Runner`."""
-        self.prefill([PrefillChunk(row, i, tokens[i : i + self.chunk_size]) for i in range(0, len(tokens) - 1, self.chunk_size)])
-        logits = np.zeros((1, self.vocab_size), np.float32)
-        self.forward([PrefillChunk(row, len(tokens) - 1, tokens[-1:])], logits)
-        values: list[float] = logits[0].tolist()
-        assert all(map(math.isfinite, values)), "the kernel computed a logit that is not finite"
-        return values
+        items = items_of(chunks)
+        out = np.zeros((len(items), self.vocab_size), np.float32)
+        for first in range(0, len(items), self.max_items):
+            part = items[first : first + self.max_items]
+            self.step(part, out[first : first + len(part)])
+        return out
+
+    def probe(self, function: int) -> int:
+        """See `Runner`."""
+        return int(self.kernel.probe(function))
 
     def close(self) -> None:
         """See `Runner`."""
-        self.lib.folio_destroy(self.engine)
+        self.kernel.destroy(self.engine)
         self.engine = ctypes.c_void_p()
