@@ -67,7 +67,7 @@ def body_of(query: QueryParams) -> GenerateBody:
     for name in dict.fromkeys(query.keys()):
         given, types = query.getlist(name), kinds().get(name, {"string"})
         if "array" in types:
-            values[name] = given
+            values[name] = given[0] if len(given) == 1 and "string" in types else given
         elif len(given) > 1:
             raise ApiError("invalid_request", f"{shown(name)} is given twice", param=shown(name))
         elif "string" in types:

@@ -51,7 +51,7 @@ async def all_logprobs_json(logprobs: Sequence[TokenLogprob], tokenizer: Tokeniz
 async def reply_json(plan: Plan, completion: Completion, request_id: str) -> str:
     """The reply of POST /generate, which is also the data of a stream's ``end``."""
     text = plan.echoed + completion.text
-    num_prompt = len(plan.request.prompt)
+    num_prompt, num_generated = plan.num_prompt, len(completion.tokens)
     reply = {
         "id": request_id,
         "checkpoint": plan.checkpoint.id,
@@ -61,8 +61,8 @@ async def reply_json(plan: Plan, completion: Completion, request_id: str) -> str
         "seed": plan.request.params.seed,
         "usage": {
             "prompt_tokens": num_prompt,
-            "completion_tokens": completion.completion_tokens,
-            "total_tokens": num_prompt + completion.completion_tokens,
+            "completion_tokens": num_generated,
+            "total_tokens": num_prompt + num_generated,
         },
         "text_sha256": sha256_text(text),
         "prompt_truncated": plan.prompt_truncated,
@@ -72,6 +72,8 @@ async def reply_json(plan: Plan, completion: Completion, request_id: str) -> str
             "total_ms": round(completion.total_s * 1e3, 3),
         },
     }
+    if plan.return_tokens:
+        reply["tokens"] = completion.tokens
     data = json.dumps(reply)
     if plan.request.params.num_logprobs is None:
         return data
@@ -92,7 +94,7 @@ class NativeEvents:
 
     def begin(self, index: int) -> bytes:
         """The prompt, if it is asked for and was not sent before the cut."""
-        return self.text(Chunk(0, self.plan.echoed)) if self.plan.echoed and self.plan.resume_from is None else b""
+        return self.text(Chunk(self.plan.num_given, self.plan.echoed)) if self.plan.echoed and self.plan.resume_from is None else b""
 
     async def chunk(self, index: int, chunk: Chunk) -> bytes:
         """Some text."""
@@ -101,9 +103,10 @@ class NativeEvents:
 
     def text(self, chunk: Chunk, logprobs: str = "") -> bytes:
         """A piece of text; ``logprobs`` are the inside of its list."""
+        more = f', "tokens": {list(chunk.tokens)}' if self.plan.return_tokens else ""
         if logprobs:
-            logprobs = f', "logprobs": [{logprobs}]'
-        return (f'{self._id}{chunk.index}\ndata: {{"index": {chunk.index}, "text": {quote(chunk.text)}{logprobs}}}\n\n').encode("ascii")
+            more += f', "logprobs": [{logprobs}]'
+        return (f'{self._id}{chunk.index}\ndata: {{"index": {chunk.index}, "text": {quote(chunk.text)}{more}}}\n\n').encode("ascii")
 
     def end(self, index: int, completion: Completion) -> bytes:
         """Nothing: the one text's end is the stream's."""

@@ -75,6 +75,13 @@ def check_one_prompt(value: object) -> None:
         raise ValueError("a prompt is text or a list of token ids")
 
 
+def check_generated(value: object) -> object:
+    """Text or token ids, or nothing. Raises ValueError."""
+    if value != []:
+        check_one_prompt(value)
+    return value
+
+
 def check_prompts(value: object) -> object:
     """Says what is wrong with this prompt, where a union would say what it is not. Raises ValueError."""
     if not isinstance(value, list) or not value or type(value[0]) is int:
@@ -99,10 +106,15 @@ Stops = Annotated[
 ]
 BiasMap = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(check_bias)]
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
+TokenId = Annotated[int, Field(ge=0)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
 Several = Annotated[list[Prompt | TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
 Prompts = Annotated[
     str | list[int] | list[str | list[int]],
     PlainValidator(check_prompts, json_schema_input_type=Prompt | TokenIds | Several),
+]
+Generated = Annotated[
+    str | list[int],
+    PlainValidator(check_generated, json_schema_input_type=Prompt | Annotated[list[TokenId], Field(max_length=MAX_PROMPT_CHARACTERS)]),
 ]
 Context = Literal["anchored", "sliding"]

@@ -73,7 +73,11 @@ def media_type(body: GenerateBody, accept: str) -> str:
 
 def note(state: RequestState, plan: Plan) -> None:
     """Numbers and hashes for the log."""
-    state.fields |= {"prompt_tokens": len(plan.request.prompt), "checkpoint": plan.checkpoint.id, "seed": plan.request.params.seed}
+    state.fields |= {
+        "prompt_tokens": plan.num_prompt,
+        "checkpoint": plan.checkpoint.id,
+        "seed": plan.request.params.seed,
+    }
     if plan.resume_from is not None:
         state.fields["resumed_at"] = plan.resume_from
 

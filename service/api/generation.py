@@ -42,12 +42,12 @@ class Generation:
     def __init__(self, service: Service, plan: Plan, stream: TextStream, state: RequestState) -> None:
         self.service, self.plan, self.stream, self.state = service, plan, stream, state
         self.metrics = service.metrics
-        self.index = plan.resume_from or 0  # tokens whose text was read
+        self.index = plan.resume_from or plan.num_given  # tokens whose text was read
         self.ended = False
         self.last_read = 0.0  # time.monotonic() of the last chunk
         self.key_tokens = self.metrics.tokens.labels(state.key or ANONYMOUS)
-        self.metrics.prompt_tokens.inc(len(plan.request.prompt))
-        self.count(len(plan.request.prompt))
+        self.metrics.prompt_tokens.inc(plan.num_prompt)
+        self.count(plan.num_prompt)
 
     async def __aenter__(self) -> Self:
         await self.stream.__aenter__()
@@ -110,7 +110,7 @@ class Generation:
         self.metrics.e2e.observe(time.monotonic() - self.state.started)
         self.state.fields |= {
             "finish_reason": completion.finish_reason,
-            "completion_tokens": completion.completion_tokens,
+            "completion_tokens": len(completion.tokens),
             "text_sha256": sha256_text(completion.text),
             "queue_ms": round(completion.queue_s * 1e3, 3),
             "ttft_ms": round(completion.ttft_s * 1e3, 3),

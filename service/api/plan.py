@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from model.params import SamplingParams
-from model.tokenizer.base import Tokenizer, UnknownCharacterError
+from model.tokenizer.base import Detokenizer, Tokenizer, UnknownCharacterError
 from service.api.event_id import EventId, request_digest, short_checkpoint
 from service.api.fields import shown
 from service.api.schemas import GenerateBody, SamplingBody
@@ -33,14 +35,27 @@ class Plan:
     """As the model saw it: without the characters that were dropped."""
     echo: bool
     digest: str
+    generated: str = ""
+    """The text of the tokens that count as generated already, but for a character that they only begin."""
+    return_tokens: bool = False
     resume_from: int | None = None
     ended: bool = False
     """Whether the client has all of it, the end included."""
 
     @property
+    def num_given(self) -> int:
+        """Tokens that count as generated already: events are numbered from here."""
+        return len(self.request.generated)
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens that the request brings: its prompt's, and those given."""
+        return len(self.request.prompt) + self.num_given
+
+    @property
     def echoed(self) -> str:
-        """What stands in front of the generated text."""
-        return self.prompt if self.echo else ""
+        """What stands in front of the text."""
+        return self.prompt + self.generated if self.echo else ""
 
     @property
     def num_logprobs(self) -> int:
@@ -65,14 +80,20 @@ def plan_generate(service: Service, body: GenerateBody, last_event_id: str | Non
     check_size(service, "max_tokens" if body.max_tokens else "max_new_tokens", max_tokens, num_logprobs)
     params = sampling_params(service, body, checkpoint, max_tokens, bias, num_logprobs, drawn_seed(body.seed))
     prompt, ids = encode(body.prompt, body.on_unknown, tokenizer)
-    plan = make_plan(checkpoint, body, params, prompt, ids)
+    generated, given = encode_generated(body, max_tokens, tokenizer)
+    more: dict[str, object] = {"generated": given} if given else {}
+    more |= {"return_tokens": True} if body.return_tokens else {}
+    plan = make_plan(checkpoint, body, params, prompt, ids, more)
+    request = replace(plan.request, generated=given)
+    plan = replace(plan, request=request, generated=generated, return_tokens=body.return_tokens)
     if event is None:
         return plan
     if event.digest != plan.digest:
         raise ApiError("resume_mismatch", "the body is not the one that the event's stream was made for", param="Last-Event-ID")
-    if event.index > params.max_new_tokens:
-        raise ApiError("invalid_request", f"Last-Event-ID: {event.index} is beyond max_new_tokens", param="Last-Event-ID")
-    return replace(plan, request=replace(plan.request, skip_tokens=event.index), resume_from=event.index, ended=event.ended)
+    if not len(given) <= event.index <= params.max_new_tokens:
+        between = f"between {len(given)} (what `generated` has) and max_new_tokens"
+        raise ApiError("invalid_request", f"Last-Event-ID: {event.index} is not {between}", param="Last-Event-ID")
+    return replace(plan, request=replace(request, skip_tokens=event.index), resume_from=event.index, ended=event.ended)
 
 
 def parse_event_id(body: GenerateBody, text: str) -> EventId:
@@ -97,11 +118,18 @@ def resumed_checkpoint(service: Service, event: EventId) -> ServedCheckpoint:
     raise CheckpointGone("the stream's checkpoint is not loaded any more")
 
 
-def make_plan(checkpoint: ServedCheckpoint, body: SamplingBody, params: SamplingParams, prompt: str, ids: tuple[int, ...]) -> Plan:
-    """A plan and its digest, which covers all that the text depends on."""
+def make_plan(
+    checkpoint: ServedCheckpoint,
+    body: SamplingBody,
+    params: SamplingParams,
+    prompt: str,
+    ids: tuple[int, ...],
+    more: Mapping[str, object] = MappingProxyType({}),
+) -> Plan:
+    """A plan and its digest, which covers all that the answer depends on; ``more`` is what this route adds."""
     request = GenerationRequest(prompt=ids, params=params, stop=tuple(body.stop), timeout_s=body.timeout_s, checkpoint_id=checkpoint.id)
     resolved = {name: getattr(params, name) for name in SamplingParams.__slots__} | {"prompt": ids, "stop": body.stop, "echo": body.echo}
-    return Plan(checkpoint, request, prompt, body.echo, request_digest(resolved, checkpoint.fingerprint))
+    return Plan(checkpoint, request, prompt, body.echo, request_digest({**resolved, **more}, checkpoint.fingerprint))
 
 
 def sampling_params(
@@ -153,6 +181,22 @@ def encode(prompt: str, on_unknown: str, tokenizer: Tokenizer, field: str = "pro
             raise ApiError("unknown_characters", f"{field}: {error}", param=field) from None
         known = "".join(c for c in prompt if c not in error.characters)
         return known, tuple(tokenizer.encode(known))
+
+
+def encode_generated(body: GenerateBody, max_tokens: int, tokenizer: Tokenizer) -> tuple[str, tuple[int, ...]]:
+    """What counts as generated already: its text, and its tokens. Raises ApiError."""
+    if isinstance(body.generated, str):
+        text, ids = encode(body.generated, body.on_unknown, tokenizer, "generated")
+    else:
+        ids = tuple(body.generated)
+        if ids and max(ids) >= tokenizer.vocab_size:
+            message = f"generated: {max(ids)} is no token of this model, whose ids are below {tokenizer.vocab_size}"
+            raise ApiError("invalid_request", message, param="generated")
+        text = "".join(piece for piece, _ in Detokenizer(tokenizer).feed(ids))
+    if len(ids) > max_tokens:
+        message = f"generated: has {len(ids)} tokens, and max_new_tokens, which counts them, is {max_tokens}"
+        raise ApiError("invalid_request", message, param="generated")
+    return text, ids
 
 
 def bias_by_text(bias: dict[str, float], tokenizer: Tokenizer) -> tuple[tuple[int, float], ...]:

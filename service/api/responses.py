@@ -86,6 +86,7 @@ class GenerateReply(BaseModel):
     text_sha256: str
     prompt_truncated: bool = Field(description="whether the model saw only the prompt's end")
     timings: Timings
+    tokens: list[int] = Field([], description="the ids of the text's tokens; only where asked for")
     logprobs: list[TokenLogprobs] = Field([], description="of each token; only where asked for")
 
 

@@ -17,6 +17,7 @@ from service.api.fields import (
     UNKNOWN_FIELD,
     BiasMap,
     Context,
+    Generated,
     Prompt,
     Stops,
     check_text,
@@ -75,6 +76,8 @@ class GenerateBody(SamplingBody):
     """The body of POST /generate."""
 
     prompt: Prompt = Field(description='"" starts from a newline')
+    generated: Generated = Field("", description="what counts as generated already, as text or token ids: the answer goes on after it")
+    return_tokens: bool = Field(False, description="send the ids of the text's tokens, which `generated` takes")
     max_new_tokens: int = Field(DEFAULT_MAX_TOKENS, ge=1, description="tokens to generate, up to the server's limit (see /info)")
     max_tokens: int | None = Field(None, ge=1, description="another name for max_new_tokens")
     logit_bias: BiasMap = Field({}, description="token text to a number added to its logit")
