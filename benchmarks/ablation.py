@@ -25,6 +25,9 @@ ROWS = {
     "Muon, cosine": "--optimizer muon",
     "Muon, WSD": "--optimizer muon --schedule wsd",
     "Muon, WSD, EMA 0.98": "--optimizer muon --schedule wsd --ema 0.98",
+    "Muon, WSD, embeddings decayed": "--optimizer muon --schedule wsd --embedding-decay 0.1",
+    "Muon, WSD, dropout 0.2": "--optimizer muon --schedule wsd --dropout 0.2",
+    "Muon, WSD, dropout 0.2 falling to 0": "--optimizer muon --schedule wsd --dropout 0.2 --dropout-descent",
 }
 
 
@@ -44,22 +47,24 @@ def main() -> None:
     parser.add_argument("--data", help="the text (default: as python -m training)")
     parser.add_argument("--full", action="store_true", help="the preset default instead of the small size")
     parser.add_argument("--iters", type=int, default=400, help="steps of each run (default: 400)")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help="some of the rows (default: all)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each row (default: 3)")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: 1)")
     options = parser.parse_args()
+    rows = {row: ROWS[row] for row in options.rows}
     data = ["--data", options.data] if options.data else []
     end = f"--max-iters {options.iters} --eval-interval {options.iters} --save-interval {options.iters} --sample-chars 0"
     common = f"{end} {'' if options.full else SMALL}"
     jobs = {
         (row, seed): (f"{common} {flags} --seed {seed}", options.out / f"{row.replace(', ', '-').replace(' ', '')}-{seed}")
         for seed in range(1, options.seeds + 1)
-        for row, flags in ROWS.items()
+        for row, flags in rows.items()
     }
     with ThreadPoolExecutor(options.jobs) as pool:
         losses = dict(zip(jobs, pool.map(lambda job: train(job[0], job[1], data), jobs.values()), strict=True))
     print("| change | validation loss, mean | of each seed | against the first row | flags |\n|---|---|---|---|---|")
-    base = statistics.fmean(losses[next(iter(ROWS)), seed] for seed in range(1, options.seeds + 1))
-    for row, flags in ROWS.items():
+    base = statistics.fmean(losses[next(iter(rows)), seed] for seed in range(1, options.seeds + 1))
+    for row, flags in rows.items():
         each = [losses[row, seed] for seed in range(1, options.seeds + 1)]
         mean = statistics.fmean(each)
         print(f"| {row} | {mean:.4f} | {', '.join(f'{x:.4f}' for x in each)} | {mean - base:+.4f} | `{flags or 'none'}` |")

@@ -17,7 +17,11 @@ from training.config import TrainingError
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-LINE_SECONDS = 10.0
+LINE_S = 10.0
+FORECAST_STEPS = 5
+"""Steps after which the pace is known well enough to speak of it."""
+LONG_S = 15 * 60.0
+QUICK = "for a first model in some minutes: --preset quick"
 
 
 class Progress:
@@ -36,6 +40,7 @@ class Progress:
             self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, smoothing=0.05)
         self.said = self.mark = time.monotonic()
         self.mark_step, self.steps_per_second = step, 0.0
+        self.first, self.forecast_said = step, False
 
     def update(self, step: int, loss: float, best: float | None) -> None:
         """The run has done ``step`` steps; the last loss is known."""
@@ -44,11 +49,14 @@ class Progress:
             rate = (step - self.mark_step) / (now - self.mark)
             self.steps_per_second = rate if self.steps_per_second == 0 else 0.7 * self.steps_per_second + 0.3 * rate
         self.mark, self.mark_step = now, step
+        if not self.forecast_said and step >= self.first + FORECAST_STEPS:
+            self.forecast_said = True
+            self.say(self.forecast(step))
         words = f"loss {loss:.3f}" + (f"  best {best:.4f}" if best is not None else "") + f"  {self.speed()}"
         if self.bar is not None:
             self.bar.set_postfix_str(words, refresh=False)
             self.bar.update(step - self.step)
-        elif now - self.said >= LINE_SECONDS:
+        elif now - self.said >= LINE_S:
             self.said = now
             self.say(f"step {step:>6} of {self.total}  {words}  {self.remaining(step)} left")
         self.step = step
@@ -65,6 +73,12 @@ class Progress:
     def remaining(self, step: int) -> str:
         """Time left at the present rate."""
         return duration((self.total - step) / self.steps_per_second) if self.steps_per_second else "?"
+
+    def forecast(self, step: int) -> str:
+        """How long all of it will take, and what takes less."""
+        seconds = (self.total - step) / self.steps_per_second
+        words = f"about {duration(seconds)} for {self.total - step:,} steps at this pace"
+        return words if seconds < LONG_S else f"{words}; {QUICK}"
 
     def say(self, text: str) -> None:
         """A line of its own."""

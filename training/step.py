@@ -142,6 +142,7 @@ class GraphedStep(TrainStep):
         """Record the step; gradients are allocated in the graph's own memory."""
         for parameter in self.parameters:
             parameter.grad = None
+        self.graph = None  # the memory of the one before
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self.loss = self.loss_and_gradient()

@@ -270,7 +270,8 @@ def test_without_a_terminal_there_is_a_line_every_ten_seconds(monkeypatch: pytes
         progress.update(step, 2.5, None)
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.count("\n") == 5
+    assert out.count("\n") == 6
+    assert out.startswith("about 8:18 min for 995 steps at this pace\n")
     assert "step     20 of 1000  loss 2.500  200 tokens/s  MFU 20%  8:10 min left" in out
 
 
@@ -283,6 +284,16 @@ def test_samples_are_what_the_service_would_write() -> None:
     expected = list(generate(exact, [], SamplingParams(max_new_tokens=40, seed=5, stride=4), start=0))
     assert sample_text(model, tokenizer, 5, 40) == tokenizer.decode(expected)
     assert model.training
+
+
+def test_a_long_run_says_at_its_start_what_would_be_quicker(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    monkeypatch.setattr("training.progress.time.monotonic", lambda: now)
+    progress = Progress(total=1000, step=20, tokens_per_step=100, flops_per_step=1e9, peak_flops=1e10)
+    for step in range(21, 30):
+        now += 2.0
+        progress.update(step, 2.5, None)
+    assert "about 32:30 min for 975 steps at this pace; for a first model in some minutes: --preset quick\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("preset", PRESETS)
