@@ -82,7 +82,7 @@ def window_batches(ids: Tensor, block: int, num_tokens: int) -> Iterator[Tensor]
     """(R, T + 1) windows, each with the token that its last position predicts; the shorter one at the end alone."""
     count = len(ids) - 1
     starts = torch.arange(0, count // block * block, block)
-    sampled = 0 < num_tokens < count
+    sampled = 0 < num_tokens < count and len(starts) > 0
     if sampled:
         wanted = max(1, min(num_tokens // block, len(starts)))
         starts = starts[torch.arange(wanted) * len(starts) // wanted]
@@ -90,7 +90,7 @@ def window_batches(ids: Tensor, block: int, num_tokens: int) -> Iterator[Tensor]
     for part in torch.split(starts, max(1, EVAL_TOKENS // block)):
         if len(part):
             yield ids[(part[:, None] + columns).to(ids.device)]
-    if count % block and not (sampled and len(starts)):
+    if count % block and not sampled:
         yield ids[count // block * block :][None]
 
 
