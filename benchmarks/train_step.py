@@ -23,10 +23,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from benchmarks.opponents import nanogpt_step, original_step
-from training.config import PRESETS, TrainConfig
+from training.config import TrainConfig
 from training.data import Text
 from training.device import device_name
 from training.flops import flops_per_token, measure_peak, synchronize
+from training.presets import PRESETS
 from training.run_directory import RunDirectory
 from training.trainer import Trainer
 

@@ -14,8 +14,9 @@ from model.checkpoint.manifest import CheckpointError
 from model.config import ConfigError
 from model.tokenizer.base import UnknownCharacterError
 from training import commands
-from training.config import PRESETS, TrainingError, require_extra
+from training.config import TrainingError, require_extra
 from training.flags import add_fields, given_fields
+from training.presets import PRESETS
 
 if TYPE_CHECKING:
     from training.trainer import Trainer

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from model.config import GPTConfig
 from model.gpt import GPT
 from model.tokenizer.base import Tokenizer
-from training.config import PRESETS, TrainConfig
+from training.config import TrainConfig
 from training.data import SHA256, Text
 from training.dataset import Dataset
 from training.evaluate import bits_per_byte
 from training.picture import loss_picture
+from training.presets import PRESETS
 from training.run_directory import Point, RunDirectory
 from training.sampling import sample_text
 from training.tracking import Tracking

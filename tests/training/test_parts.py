@@ -17,12 +17,13 @@ from model.params import SamplingParams
 from model.tokenizer.char import CharTokenizer
 from tests.training.processes import TINY, flags
 from training.__main__ import main
-from training.config import PRESETS, TrainConfig, TrainingError
+from training.config import TrainConfig, TrainingError
 from training.data import Text, load_text
 from training.dataset import Dataset
 from training.evaluate import full_loss
 from training.flops import flops_per_token
 from training.optim import MovingAverage, build_optimizers, kind_of, plateau_end, schedule, set_learning_rates
+from training.presets import PRESETS
 from training.progress import LossLog, Progress
 from training.report import command_line, overfitting
 from training.run_directory import Point, RunDirectory
