@@ -140,14 +140,12 @@ def remove_leftovers(directory: Path) -> None:
 
 def load(directory: Path = LIBRARIES) -> ctypes.CDLL:
     """The library of these sources, built first if there is none and a compiler is. Raises NativeUnavailable."""
-    refused = ""
-    for path in whole_libraries(directory):
-        if not (refused := distrust(directory) or distrust(path)):
-            return open_library(path)
-    try:
-        return open_library(build(directory))
-    except NativeUnavailable as error:
-        raise NativeUnavailable(f"{refused}; {error}" if refused else str(error)) from None
+    path = next((path for path in whole_libraries(directory) if not (distrust(directory) or distrust(path))), None)
+    if path is None:
+        path = build(directory)
+        if reason := distrust(directory) or distrust(path):
+            raise NativeUnavailable(reason)
+    return open_library(path)
 
 
 def whole_libraries(directory: Path) -> Iterator[Path]:
