@@ -15,6 +15,8 @@ from typing import Self, cast
 from service.worker.messages import FromWorker, Message, Unframer, frame, from_worker
 
 ROOT = Path(__file__).resolve().parents[2]
+WORKER = "service.worker"
+"""What is run; a benchmark of the API process runs something else."""
 POLL_S = 0.25
 REAP_S = 0.002
 EXIT_S = 0.2
@@ -39,7 +41,7 @@ def spawn(environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], sock
     """
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    command = [sys.executable, "-m", "service.worker", str(theirs.fileno())]
+    command = [sys.executable, "-m", WORKER, str(theirs.fileno())]
     try:
         with theirs:
             inherited, needed = [theirs.fileno()], worker_environment(environment)
