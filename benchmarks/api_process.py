@@ -18,7 +18,7 @@ from pathlib import Path
 from service.engine import worker_process
 
 ROOT = Path(__file__).parents[1]
-TICKS_PER_S = 100
+TICKS_PER_S = 40
 TOKENS_PER_EVENT = 8
 
 
@@ -52,18 +52,18 @@ def measure() -> dict[str, float]:
     assert process.stdout is not None
     try:
         port = next(int(line.strip().rpartition(":")[2]) for line in process.stdout if line.startswith("http://"))
-        load(port, 32, 64, 200)
+        load(port, 16, 32, 200)
         before = processor_s(process.pid)
-        long = load(port, 32, 96, 4000)
+        long = load(port, 16, 32, 2400)
         between = processor_s(process.pid)
         load(port, 8, 1500, TOKENS_PER_EVENT)
         after = processor_s(process.pid)
     finally:
         process.terminate()
         process.wait()
-    tokens, request_s = 96 * 4000, (after - between) / 1500
+    tokens, request_s = 32 * 2400, (after - between) / 1500
     events = tokens / long["tokens_per_event"]
-    event_s = (between - before - 96 * request_s) / events
+    event_s = (between - before - 32 * request_s) / events
     return {
         "us_per_event": round(event_s * 1e6, 1),
         "us_per_request_of_one_event": round(request_s * 1e6, 1),

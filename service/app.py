@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager
 from copy import copy
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
 from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api import address, admin, generate, openai, pages, probes
 from service.api.unrouted import router_error
@@ -38,7 +39,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
 
         engine = EngineClient(settings.engine_options())
     service = Service(settings, engine, Metrics(engine), make_tracing(settings))
-    app = FastAPI(
+    app = Application(
         title="Folio",
         version=probes.own_version(),
         description=DESCRIPTION,
@@ -47,7 +48,6 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         openapi_url=None,
         redirect_slashes=False,
         middleware=layers(service),
-        exception_handlers={HTTPException: raise_refusal},
         lifespan=lifespan,
         servers=[{"url": settings.root_path}] if settings.root_path else None,
     )
@@ -56,6 +56,17 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         app.router.routes.extend(module.router.routes)  # flat, where include_router nests: 405 and the tests look at every route
     app.router.routes.extend(head_routes(app.router.routes))
     return app
+
+
+class Application(FastAPI):
+    """FastAPI without the layers that would do what ours do: each of them costs every event of every stream."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Our layers around the routes; `AccessLog` answers every exception."""
+        app: ASGIApp = RouterErrors(AsyncExitStackMiddleware(self.router))  # FastAPI's routes ask for the stack
+        for layer in reversed(self.user_middleware):
+            app = layer.cls(app, *layer.args, **layer.kwargs)
+        return app
 
 
 def layers(service: Service) -> list[Middleware]:
@@ -87,10 +98,17 @@ def head_routes(routes: Sequence[BaseRoute]) -> Iterator[APIRoute]:
 EXPOSED = ["X-Request-Id", "X-Seed", "X-Checkpoint", "X-Fingerprint", "Retry-After", "ETag"]
 
 
-async def raise_refusal(request: Request, error: Exception) -> Response:
-    """The router's own errors go the way of all others, to ``AccessLog``."""
-    assert isinstance(error, HTTPException)
-    raise router_error(error, request.scope) from None
+class RouterErrors:
+    """Makes the router's own errors ours, so that they go the way of all others, to ``AccessLog``."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except HTTPException as error:
+            raise router_error(error, scope) from None
 
 
 @asynccontextmanager

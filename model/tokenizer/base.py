@@ -51,6 +51,14 @@ class Tokenizer(ABC):
         return tuple(map(readable, self.tokens))
 
     @cached_property
+    def whole_texts(self) -> tuple[str, ...] | None:
+        """``texts`` if each token is text by itself, whatever stands before it, as characters are; else None."""
+        try:
+            return tuple(token.decode() for token in self.tokens)
+        except UnicodeDecodeError:
+            return None
+
+    @cached_property
     def ids(self) -> Mapping[str, int]:
         """The id of each of ``texts``; of several that look the same the lowest."""
         return {text: self.vocab_size - 1 - i for i, text in enumerate(reversed(self.texts))}
@@ -91,6 +99,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokens = tokenizer.tokens
+        self._whole = tokenizer.whole_texts
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, ids: Sequence[int]) -> list[tuple[str, bool]]:
@@ -98,6 +107,8 @@ class Detokenizer:
 
         What is not whole is exactly one character further on: the one that is begun, or U+FFFD if it is not continued.
         """
+        if (whole := self._whole) is not None:
+            return [(whole[i], True) for i in ids]
         tokens, decode, state = self._tokens, self._decoder.decode, self._decoder.getstate
         return [(decode(tokens[i]), not state()[0]) for i in ids]
 

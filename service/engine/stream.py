@@ -164,9 +164,18 @@ class EngineStream:
     def decode(self) -> None:
         """Turn new tokens into text, looking for stops. The half of a character stays behind: it is no text yet."""
         fresh = self.tokens[len(self.ends) :]
-        pieces: list[str] = []
+        fed = self.detokenizer.feed(fresh)
         end = self.released + len(self.pending)
-        for token, (piece, is_whole) in zip(fresh, self.detokenizer.feed(fresh), strict=True):
+        if not (self.request.stop or self.wire_logprobs or self.num_given):  # nothing to be asked of each token: most texts
+            self.pending += "".join([piece for piece, _ in fed])
+            for piece, is_whole in fed:
+                end += len(piece)
+                self.ends.append(end + (not is_whole))
+            if self.finish_reason == "length":
+                self.pending += self.detokenizer.flush()
+            return
+        pieces: list[str] = []
+        for token, (piece, is_whole) in zip(fresh, fed, strict=True):
             number = len(self.ends) - self.num_given
             if self.wire_logprobs and number >= 0:
                 own, top = self.wire_logprobs[number]

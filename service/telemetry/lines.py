@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-import queue
 import sys
 import threading
-from contextlib import suppress
+import time
+from collections import deque
 
 MAX_WAITING = 1000
+COLLECT_S = 0.02
+"""Lines of this long go in one write: to wake a thread for each would cost the event loop its turn, twice."""
 FLUSH_S = 1.0
 """How long the end of the process waits for its last lines to be taken."""
 
@@ -21,36 +23,49 @@ class LineWriter:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self.waiting: queue.Queue[str | None] = queue.Queue(MAX_WAITING)
+        self.waiting: deque[str] = deque()
         self.dropped = 0
         self.thread: threading.Thread | None = None
+        self.wake = threading.Event()
+        self.closing = False
 
     def write(self, line: str) -> None:
-        """Hand over a line, without its end. From any thread, at once."""
+        """Hand over a line, without its end. At once."""
+        if len(self.waiting) >= MAX_WAITING:
+            self.dropped += 1
+            return
+        self.waiting.append(line)
         if self.thread is None:
             self.thread = threading.Thread(target=self._run, name=f"lines-{self.descriptor}", daemon=True)
             self.thread.start()
-        try:
-            self.waiting.put_nowait(line)
-        except queue.Full:
-            self.dropped += 1
+        if not self.wake.is_set():
+            self.wake.set()
 
     def close(self) -> None:
         """Wait for what was handed over, but not for long. A line that comes later begins anew."""
         thread, self.thread = self.thread, None
         if thread is not None:
-            with suppress(queue.Full):
-                self.waiting.put(None, timeout=FLUSH_S)
-                thread.join(FLUSH_S)
+            self.closing = True
+            self.wake.set()
+            thread.join(FLUSH_S)
+            self.closing = False
 
     def _run(self) -> None:
-        while (line := self.waiting.get()) is not None:
-            left = memoryview(f"{line}\n".encode(errors="backslashreplace"))
-            try:
-                while left:
-                    left = left[os.write(self.descriptor, left) :]
-            except OSError:  # nobody is there any more
-                self.dropped += 1
+        while not self.closing:
+            self.wake.wait()
+            if not self.closing:
+                time.sleep(COLLECT_S)
+            self.wake.clear()
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        lines = [self.waiting.popleft() for _ in range(len(self.waiting))]
+        left = memoryview("".join([f"{line}\n" for line in lines]).encode(errors="backslashreplace"))
+        try:
+            while left:
+                left = left[os.write(self.descriptor, left) :]
+        except OSError:  # nobody is there any more
+            self.dropped += len(lines)
 
 
 stdout = LineWriter(1)

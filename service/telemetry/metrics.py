@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service.engine.interface import Engine
 from service.errors import STATUS
 from service.telemetry import lines
+from service.telemetry.loop_metrics import LoopCounter, LoopHistogram
 
 Where = Literal["queued", "running", "shutdown"]
 
@@ -27,16 +28,20 @@ class Metrics:
 
     def __init__(self, engine: Engine) -> None:
         self.registry = registry = CollectorRegistry()
-        self.prompt_tokens = Counter("folio_prompt_tokens", "Prompt tokens of admitted requests", registry=registry)
-        self.generation_tokens = Counter("folio_generation_tokens", "Generated tokens whose text was sent", registry=registry)
+        self.prompt_tokens = LoopCounter("folio_prompt_tokens", "Prompt tokens of admitted requests", registry)
+        self.generation_tokens = LoopCounter("folio_generation_tokens", "Generated tokens whose text was sent", registry)
         self.tokens = Counter("folio_tokens", "Tokens of prompts and of texts", ["key"], registry=registry)
         self.success = Counter("folio_request_success", "Requests answered whole", ["finish_reason"], registry=registry)
         self.refused = Counter("folio_request_refused", "Requests that ended with an error", ["code"], registry=registry)
         self.cancelled = Counter("folio_requests_cancelled", "Requests that ended before their text did", ["where"], registry=registry)
-        self.ttft = histogram("time_to_first_token_seconds", "From a request to its first token", REQUEST_BUCKETS, registry)
-        self.itl = histogram("inter_token_latency_seconds", "Between tokens; merged ones count their mean", TOKEN_BUCKETS, registry)
-        self.e2e = histogram("e2e_request_latency_seconds", "From a request to its last token", REQUEST_BUCKETS, registry)
-        self.queue = histogram("request_queue_time_seconds", "From a request to its place in the batch", REQUEST_BUCKETS, registry)
+        self.ttft = LoopHistogram("folio_time_to_first_token_seconds", "From a request to its first token", REQUEST_BUCKETS, registry)
+        self.itl = LoopHistogram(
+            "folio_inter_token_latency_seconds", "Between tokens; merged ones count their mean", TOKEN_BUCKETS, registry
+        )
+        self.e2e = LoopHistogram("folio_e2e_request_latency_seconds", "From a request to its last token", REQUEST_BUCKETS, registry)
+        self.queue = LoopHistogram(
+            "folio_request_queue_time_seconds", "From a request to its place in the batch", REQUEST_BUCKETS, registry
+        )
         registry.register(EngineCollector(engine))
         for reason in ("length", "stop", "timeout"):
             self.success.labels(reason)
@@ -44,11 +49,6 @@ class Metrics:
             self.refused.labels(code)
         for where in ("queued", "running", "shutdown"):
             self.cancelled.labels(where)
-
-
-def histogram(name: str, text: str, buckets: tuple[float, ...], registry: CollectorRegistry) -> Histogram:
-    """A histogram with our prefix."""
-    return Histogram(f"folio_{name}", text, buckets=buckets, registry=registry)
 
 
 class EngineCollector(Collector):

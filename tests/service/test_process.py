@@ -225,7 +225,7 @@ def test_nobody_reads_what_it_writes() -> None:
     reader, writer = full_pipe()
     server = Bare(output=writer)
     try:
-        answers = [server.http.get("/nope").status_code for _ in range(MAX_WAITING + 100)]
+        answers = [server.http.get("/nope").status_code for _ in range(MAX_WAITING + 300)]
         assert set(answers) == {404}
         metrics = server.http.get("/metrics").text
         assert float(metrics.partition("\nfolio_log_lines_dropped_total ")[2].split()[0]) > 0
