@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from model.checkpoint.files import Checkpoint, read_checkpoint
@@ -40,6 +42,28 @@ def default_threads() -> int:
     return max(1, min(8, len(os.sched_getaffinity(0)) - 1))
 
 
+def gpu_is_expected() -> bool:
+    """Whether an NVIDIA driver shows a GPU, asked without torch, whose import takes seconds."""
+    return any(map(glob.glob, ("/dev/nvidia[0-9]*", "/dev/dxg", "/proc/driver/nvidia/version")))
+
+
+def torch_devices(start: Start) -> list[str]:
+    """Where PyTorch may compute, the first choice first."""
+    if start.device == "auto":
+        return ["cuda", "cpu"] if gpu_is_expected() else ["cpu"]
+    return [start.device]
+
+
+def torch_runner(start: Start, checkpoint: Checkpoint, device: str) -> Runner:
+    """PyTorch on a device. Raises RunnerUnavailable."""
+    try:
+        from service.worker.runners.pytorch import TorchRunner  # takes seconds to load, so only where it is wanted
+    except ImportError:
+        raise RunnerUnavailable("torch: PyTorch is not installed (pip install torch)") from None
+    rows = start.max_batch or (None if device == "cuda" else CPU_BATCH)
+    return TorchRunner(checkpoint, rows=rows, device=device, threads=start.threads or default_threads())
+
+
 Candidate = tuple[str, Callable[[], Runner]]
 """A runner's name, as --kernels has it, and what builds it."""
 
@@ -51,11 +75,11 @@ def candidates(start: Start, checkpoint: Checkpoint) -> list[Candidate]:
     def native() -> Runner:
         return NativeRunner(checkpoint, rows=rows, threads=threads, cpu=start.cpu)
 
-    found: list[Candidate] = []
-    if start.device != "cuda":
-        found += [("native", native)]
-        if start.cpu == "auto":  # whoever names an instruction set wants that one
-            found += [("reference", lambda: ReferenceRunner(checkpoint, rows=min(rows, REFERENCE_BATCH)))]
+    found: list[Candidate] = [("native", native)] if start.device != "cuda" else []
+    if start.cpu == "auto":  # whoever names an instruction set wants that one
+        found += [("torch", partial(torch_runner, start, checkpoint, device)) for device in torch_devices(start)]
+    if start.cpu == "auto" and start.device != "cuda":
+        found += [("reference", lambda: ReferenceRunner(checkpoint, rows=min(rows, REFERENCE_BATCH)))]
     if start.kernels != "auto":
         found = [candidate for candidate in found if candidate[0] == start.kernels]
     if not found:

@@ -23,6 +23,7 @@ from service.worker.messages import Submit
 from service.worker.runners.fallback import ReferenceRunner
 from service.worker.runners.interface import Runner
 from service.worker.runners.native import NativeRunner
+from service.worker.runners.pytorch import TorchRunner
 from tests.engine.engines import engine_options
 
 TEXT = "\n abcdefghij"
@@ -86,13 +87,15 @@ MakeCore = Callable[..., EngineCore]
 
 @pytest.fixture
 def make_core(checkpoint: Checkpoint) -> Iterator[MakeCore]:
-    """``make_core("avx2", rows=4)``: an instruction set of the native kernels, or the reference."""
+    """``make_core("avx2", rows=4)``: an instruction set of the native kernels, PyTorch, or the reference."""
     runners: list[Runner] = []
 
     def make(engine: str, *, rows: int = 8, threads: int = 1, stride: int = 16, of: Checkpoint = checkpoint) -> EngineCore:
         runner: Runner
         if engine == "reference":
             runner = ReferenceRunner(of, rows=rows)
+        elif engine == "torch":
+            runner = TorchRunner(of, rows=rows, device="cpu", threads=threads)
         else:
             runner = NativeRunner(of, rows=rows, threads=threads, cpu=engine)
             runner.turn_rows = rows  # measured, it would depend on the machine

@@ -28,7 +28,7 @@ def native_sets() -> list[str]:
 
 
 NATIVE = native_sets()
-ENGINES = [*NATIVE, "reference"]
+ENGINES = [*NATIVE, "torch", "reference"]
 
 
 @functools.cache

@@ -35,7 +35,9 @@ def expected(oracle: ExactModel, requests: list[Request]) -> list[list[int]]:
     return [naive(oracle, request, 16) for request in requests]
 
 
-@pytest.mark.parametrize(("engine", "threads"), [*((engine, threads) for engine in NATIVE for threads in (1, 2)), ("reference", 1)])
+@pytest.mark.parametrize(
+    ("engine", "threads"), [*((engine, threads) for engine in NATIVE for threads in (1, 2)), ("torch", 1), ("reference", 1)]
+)
 def test_engine_equals_the_reference(
     make_core: MakeCore, requests: list[Request], expected: list[list[int]], engine: str, threads: int
 ) -> None:
