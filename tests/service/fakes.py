@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from array import array
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
@@ -36,7 +37,7 @@ def oracle(checkpoint: ServedCheckpoint, request: GenerationRequest) -> str:
     """The text of a request, stop strings not looked at: a hash of all that may change a token picks each one."""
     p = request.params
     neutral = replace(p, max_new_tokens=1, num_logprobs=None)
-    key = repr((checkpoint.id, request.prompt, neutral)).encode()
+    key = repr((checkpoint.id, neutral)).encode() + array("i", request.prompt).tobytes()
     digests = [hashlib.sha256(key + bytes([i & 255, i >> 8 & 255, i >> 16])).digest() for i in range(p.max_new_tokens)]
     return "".join(checkpoint.tokenizer.texts[d[0] % checkpoint.vocab_size] for d in digests)
 
