@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from model.config import GPTConfig
 from model.gpt import GPT
@@ -18,6 +20,8 @@ from training.run_directory import Point, RunDirectory
 from training.sampling import sample_text
 from training.tracking import Tracking
 
+ORIGINS = {"init_from": "Begun with the weights of", "extends": "Goes on from the run that had made"}
+
 
 class Reporter:
     """Writes down each validation of a run."""
@@ -29,7 +33,9 @@ class Reporter:
         text: Text,
         tokenizer: Tokenizer,
         data: Dataset,
+        ancestors: Mapping[str, Mapping[str, Any]],
     ) -> None:
+        self.ancestors = ancestors
         self.directory, self.config, self.text, self.tokenizer = directory, config, text, tokenizer
         self.data = data
         self.tracking = Tracking(directory.path, config)
@@ -46,7 +52,7 @@ class Reporter:
         self.directory.write(f"samples/step-{point.step:06d}.txt", sample.encode())
         title = f"{self.text.name}, {model.num_parameters:,} parameters"
         self.directory.write("loss.png", loss_picture({"": curve}, title))
-        card = model_card(model.config, self.config, self.text, self.data, curve, sample)
+        card = model_card(model.config, self.config, self.text, self.data, curve, sample, self.ancestors)
         self.directory.write("README.md", card.encode())
         self.tracking.write(point, sample)
 
@@ -75,7 +81,15 @@ def overfitting(curve: Sequence[Point]) -> str | None:
     )
 
 
-def model_card(model: GPTConfig, config: TrainConfig, text: Text, data: Dataset, curve: Sequence[Point], sample: str) -> str:
+def model_card(
+    model: GPTConfig,
+    config: TrainConfig,
+    text: Text,
+    data: Dataset,
+    curve: Sequence[Point],
+    sample: str,
+    ancestors: Mapping[str, Mapping[str, Any]],
+) -> str:
     """The card as Markdown; figures are of the best validation so far."""
     best = min(curve, key=lambda point: point.val_loss)
     rows = "\n".join(f"| {p.step} | {figure(p.train_loss)} | {figure(p.train_loss_eval)} | {figure(p.val_loss)} |" for p in curve)
@@ -100,8 +114,9 @@ in consecutive windows of {model.block_size}, dropout off. The lowest of {len(cu
 
 ## Do it again
 
-    {command_line(config, text)}
+    {command_line(config, text, from_weights="init_from" in ancestors)}
 
+{"".join(f"{ORIGINS[kind]} `{of['id']}` after {of['steps']} steps.  " for kind, of in ancestors.items())}
 Text: sha256 `{text.sha256}`.
 
 ## A sample
@@ -118,21 +133,27 @@ After step {curve[-1].step}, plain multinomial sampling:
 """
 
 
+def file_names(text: Text) -> list[str]:
+    """Its files without their directories, which are nobody's business in a card that is passed on."""
+    return [Path(path).name for path in text.paths] if text.paths else [text.name]
+
+
 def figure(loss: float | None) -> str:
     """A loss in a table."""
     return "" if loss is None else f"{loss:.4f}"
 
 
-def command_line(config: TrainConfig, text: Text) -> str:
+def command_line(config: TrainConfig, text: Text, *, from_weights: bool = False) -> str:
     """The command that trains this, from the preset that needs the fewest flags."""
     fields = config.to_json()
     differences = {name: [field for field, value in preset.to_json().items() if value != fields[field]] for name, preset in PRESETS.items()}
     nearest = min(differences, key=lambda name: len(differences[name]))
     words = ["python", "-m", "training", "--preset", nearest]
+    words += ["--init-from", "CHECKPOINT"] if from_weights else []
     if text.sha256 != SHA256:
-        words += ["--data", *(text.paths or [text.name])]
+        words += ["--data", *file_names(text)]
     if text.validation:
-        words += ["--val-data", *(text.validation.paths or [text.validation.name])]
+        words += ["--val-data", *file_names(text.validation)]
     for field in differences[nearest]:
         flag, value = field.replace("_", "-"), fields[field]
         words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]

@@ -68,7 +68,7 @@ class Trainer:
         self.losses = LossLog(self.device)
         self.state = TrainState()
         self.curve: list[Point] = []
-        self.reporter = Reporter(directory, config, text, self.tokenizer, self.data)
+        self.reporter = Reporter(directory, config, text, self.tokenizer, self.data, self.ancestors)
         forward = world.wrap(self.model, self.device)
         rows = world.rows(config.batch_size)
         self.step = build_step(self.model, forward, self.optimizers, self.data, config, self.dtype, rows)
@@ -122,7 +122,7 @@ class Trainer:
         """A trainer with the weights, the optimizer and the losses that lie in the checkpoint ``path`` of a run."""
         saved = load_checkpoint(path)
         trainer = cls(config, load_run_text(document, data), directory, world, saved.tokenizer)
-        trainer.ancestors = {name: value for name, value in (("init_from", document.init_from), ("extends", document.extends)) if value}
+        trainer.ancestors |= {name: value for name, value in (("init_from", document.init_from), ("extends", document.extends)) if value}
         trainer.served.load_state_dict(saved.model.state_dict())
         trainer.state, losses = load_state(path, trainer.model, trainer.optimizers)
         trainer.losses.restore(losses)

@@ -34,7 +34,9 @@ def adopt(config: TrainConfig, source: LoadedCheckpoint, given: Collection[str])
     if block_size > source.config.block_size:
         raise TrainingError(f"--block-size {block_size} is more than the {source.config.block_size} positions that the checkpoint knows")
     if "tokenizer" not in given:
-        shape |= {"tokenizer": source.tokenizer.kind, "vocab_size": max(256, source.tokenizer.vocab_size)}
+        shape["tokenizer"] = source.tokenizer.kind
+        if source.tokenizer.kind == "bpe":
+            shape["vocab_size"] = source.tokenizer.vocab_size
     return replace(config, block_size=block_size, **shape)
 
 

@@ -10,6 +10,7 @@ none; `model.checkpoint.loading` has the torch side.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -158,10 +159,13 @@ def write_checkpoint(path: Path, files: Mapping[str, bytes], manifest: Mapping[s
 
 
 def sync_directory(path: Path) -> None:
-    """Flush a directory's entries, so that a rename survives a power cut."""
+    """Flush a directory's entries, so that a rename survives a power cut, where the file system can do that."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # SMB and some FUSE mounts
+            raise
     finally:
         os.close(descriptor)
 

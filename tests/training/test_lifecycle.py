@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,8 @@ def test_the_command_fine_tunes_on_another_text_in_the_checkpoints_shape(
     assert after.tokenizer.texts[: before.tokenizer.vocab_size] == before.tokenizer.texts
     assert set(after.tokenizer.texts) == {*before.tokenizer.texts, *other.read_text(encoding="utf-8")}
     assert after.manifest["init_from"] == {"id": before.id, "steps": before.manifest["steps"], "start": "\n"}
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert f"Begun with the weights of `{before.id}`" in card and "--init-from CHECKPOINT" in card
     assert after.manifest["train"]["n_embd"] == before.config.n_embd
 
 
@@ -162,7 +165,12 @@ def no_symlinks(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
+    def flush(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
     monkeypatch.setattr(os, "symlink", refuse)
+    monkeypatch.setattr(os, "fsync", flush)
 
 
 @pytest.mark.usefixtures("no_symlinks")
