@@ -94,7 +94,17 @@ def engine_alone(options: argparse.Namespace, batches: list[int]) -> dict[int, f
     from service.worker.startup import load as load_engine
 
     threads = int(options.server[options.server.index("--threads") + 1]) if "--threads" in options.server else 0
-    start = Start(VERSION, str(options.checkpoint), device="auto", kernels="auto", cpu="auto", max_batch=0, threads=threads, stride=0)
+    start = Start(
+        VERSION,
+        str(options.checkpoint),
+        device="auto",
+        kernels="auto",
+        cpu="auto",
+        max_batch=0,
+        threads=threads,
+        stride=0,
+        speculation=True,
+    )
     core, _ = load_engine(start, lambda phase: None)
     rates = {}
     for streams in batches:

@@ -72,6 +72,7 @@ class Settings(BaseSettings):
         "auto", description="instruction set of the native kernels; auto: the best that the processor has"
     )
     threads: int | None = Field(None, ge=1, le=256, description="CPU threads of the engine; measured for the machine if not set")
+    speculation: bool = Field(True, description="let each pass check guesses of the coming tokens: faster, the same bytes")
     stride: int | None = Field(None, ge=1, description="how far the anchored window jumps when it is full; measured if not set")
     cache: Path = Field(default_factory=cache_directory, description="directory for copies of the checkpoints that a run writes")
     max_batch: int | None = Field(None, ge=1, le=4096, description="texts generated at once; measured for the device if not set")

@@ -29,6 +29,7 @@ other commands (each has a --help):
   python -m training export CHECKPOINT    write a checkpoint for serving, or for another program
   python -m training import DIRECTORY OUT make a checkpoint of a Hugging Face GPT-2
   python -m training upgrade IN OUT       copy a checkpoint of an older Folio, with known answers for the service's self-test
+  python -m training draft CHECKPOINT     count what speculation guesses from, and leave it beside a checkpoint
   python -m training sign CHECKPOINT      vouch for a checkpoint with an Ed25519 key
 """
 
@@ -150,6 +151,7 @@ def run_to_end(build: Callable[[], Trainer]) -> int:
     import torch
 
     from training.distributed import lost_peer
+    from training.export import write_draft
     from training.interrupt import InterruptedRunError
     from training.notes import too_good
 
@@ -169,6 +171,8 @@ def run_to_end(build: Callable[[], Trainer]) -> int:
         if not lost_peer(error):
             raise
         raise TrainingError(f"another process of this run is gone, so this one ends too: resume it ({first_line(error)})") from None
+    if trainer.world.is_main:
+        write_draft(run / "best", trainer.tokenizer, trainer.text)
     best = trainer.state
     if best.best_loss is not None and (word := too_good(best.best_loss)):
         say(word)
@@ -188,6 +192,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "export": commands.export,
     "import": commands.import_,
     "upgrade": commands.upgrade,
+    "draft": commands.draft,
     "sign": commands.sign,
 }
 

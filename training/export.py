@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from model.checkpoint.files import read_checkpoint, write_checkpoint
 from model.checkpoint.loading import checkpoint_files, load_checkpoint
+from model.draft import FILE as DRAFT
+from model.draft import count_contexts, save_draft
+from model.tokenizer.base import Tokenizer
 from training.config import TrainingError
-from training.data import load_text
-from training.dataset import Dataset
+from training.data import Text, load_text
+from training.dataset import Dataset, split_point, token_ids
 from training.evaluate import describe, measure
 from training.exact_loss import choose_arithmetic
 from training.run_directory import writing
+
+MAX_COUNTED = 1 << 22
+"""Tokens of a text that are counted, its last ones: more would not fit into the table anyway."""
 
 
 def export_checkpoint(source: Path, out: Path, dtype: str, data_files: Sequence[str] | None, val_files: Sequence[str] | None) -> float:
@@ -36,7 +44,20 @@ def export_checkpoint(source: Path, out: Path, dtype: str, data_files: Sequence[
     with writing(out):
         write_checkpoint(out, files, manifest | losses | {"weights_dtype": dtype})
     read_checkpoint(out)
+    write_draft(out, checkpoint.tokenizer, text)
     return float(losses["val_loss"])
+
+
+def write_draft(checkpoint: Path, tokenizer: Tokenizer, text: Text) -> int:
+    """Count what follows what in the training part of a text, for speculation to guess from; the file's bytes. Raises TrainingError."""
+    ids = token_ids(text, tokenizer)
+    training = ids[: len(ids) if text.validation else split_point(len(ids))]
+    data = save_draft(count_contexts(np.asarray(training[-MAX_COUNTED:]), tokenizer.vocab_size))
+    temporary = checkpoint / f".{DRAFT}.{os.getpid()}"
+    with writing(checkpoint / DRAFT):
+        temporary.write_bytes(data)
+        temporary.replace(checkpoint / DRAFT)
+    return len(data)
 
 
 def refuse_full(out: Path) -> None:

@@ -70,6 +70,7 @@ async def reply_json(plan: Plan, completion: Completion, request_id: str) -> str
             "queue_ms": round(completion.queue_s * 1e3, 3),
             "ttft_ms": round(completion.ttft_s * 1e3, 3),
             "total_ms": round(completion.total_s * 1e3, 3),
+            "passes": completion.num_passes,
         },
     }
     if plan.return_tokens:

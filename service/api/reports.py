@@ -58,6 +58,9 @@ class EngineInfo(BaseModel):
     restarts: int
     message: str
     batch_size: int = Field(description="rows that the last step computed")
+    decode_passes: int = Field(description="passes of the model in decoding, since the worker's start")
+    guesses: int = Field(description="guesses of coming tokens that these passes have judged")
+    right_guesses: int = Field(description="guesses that were what the model drew")
 
 
 class Strides(BaseModel):

@@ -52,11 +52,12 @@ class Usage(BaseModel):
 
 
 class Timings(BaseModel):
-    """Milliseconds since the request arrived."""
+    """Milliseconds since the request arrived, and how often the model ran."""
 
     queue_ms: float
     ttft_ms: float
     total_ms: float
+    passes: int = Field(description="passes of the model: fewer than tokens where guesses were right")
 
 
 class TopLogprob(BaseModel):

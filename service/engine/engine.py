@@ -144,6 +144,9 @@ class EngineClient:
             restarts=sum(s.restarts for s in self.rollout.supervisors),
             message=supervisor.message,
             batch_size=supervisor.batch_size,
+            decode_passes=supervisor.speculation.passes,
+            guesses=supervisor.speculation.proposed,
+            right_guesses=supervisor.speculation.accepted,
         )
 
 

@@ -59,6 +59,10 @@ class EngineStatus:
     """What a person should know: the phase of loading, or why the engine failed."""
     batch_size: int = 0
     """Rows that the last step computed."""
+    decode_passes: int = 0
+    """Passes of the model in decoding, since the worker's start; and guesses of tokens that these have judged, and found right."""
+    guesses: int = 0
+    right_guesses: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,8 @@ class GenerationRequest:
     generated: tuple[int, ...] = ()
     """Tokens that count as generated already, at most ``params.max_new_tokens``: the text begins after them, token number i is still
     drawn with random number i, and penalties and stops see them."""
+    guesses: tuple[int, ...] = ()
+    """What the generated tokens may turn out to be, from the first on: right ones save passes of the model, and none changes a byte."""
     stop: tuple[str, ...] = ()
     timeout_s: float = 600.0
     skip_tokens: int = 0
@@ -122,6 +128,8 @@ class Completion:
     total_s: float
     tokens: tuple[int, ...] = ()
     """Those generated here."""
+    num_passes: int = 0
+    """Passes of the model that drew them: fewer than tokens where guesses were right."""
 
 
 class TextStream(Protocol):
@@ -169,6 +177,7 @@ class EngineOptions:
     cpu: str
     threads: int | None
     stride: int | None
+    speculation: bool
     cache: Path
     max_batch: int | None
     max_queue: int | None

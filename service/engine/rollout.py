@@ -94,6 +94,7 @@ class Rollout:
             max_batch=options.max_batch or 0,
             threads=options.threads or 0,
             stride=options.stride or 0,
+            speculation=options.speculation,
             trusted_keys=None if options.trusted_keys is None else list(options.trusted_keys),
         )
         supervisor = Supervisor(

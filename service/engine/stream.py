@@ -16,6 +16,7 @@ from model.tokenizer.base import Detokenizer
 from service.engine.errors import EngineError
 from service.engine.interface import Chunk, Completion, FinishReason, GenerationRequest, ServedCheckpoint, TokenLogprob
 from service.engine.stop_strings import StopMatcher
+from service.worker.messages import Output, Submit
 
 WireLogprobs = list[tuple[float, list[tuple[int, float]]]]
 
@@ -68,6 +69,7 @@ class EngineStream:
         self.first_token: float | None = None
         self.started = False
         self.queue_s = 0.0
+        self.num_passes = 0  # of the model, in which its tokens were drawn
         self.deadline = asyncio.get_running_loop().call_later(request.timeout_s, self.expire)
         if self.num_given:  # a stop may be complete in what was given, and nothing may be left to generate
             self.finish_reason = "length" if self.num_given >= request.params.max_new_tokens else None
@@ -85,14 +87,20 @@ class EngineStream:
         if not self.started:
             self.started, self.queue_s = True, waited_s
 
-    def on_tokens(self, tokens: list[int], logprobs: WireLogprobs | None, finished: bool) -> None:
+    def submission(self, sequence: int) -> Submit:
+        """What the worker is asked for, under a number of its own: all of it, or what is left after the tokens that are there."""
+        r = self.request
+        return Submit(sequence, self.order, list(r.prompt), self.tokens.tolist(), r.params, r.key, list(r.guesses))
+
+    def on_tokens(self, output: Output) -> None:
         """What a step sampled."""
+        self.num_passes += output.num_passes
         if self.first_token is None:
             self.first_token = time.monotonic()
-        if logprobs is not None:
-            self.wire_logprobs += logprobs
-        self.tokens.extend(tokens)
-        if finished:
+        if output.logprobs is not None:
+            self.wire_logprobs += output.logprobs
+        self.tokens.extend(output.tokens)
+        if output.finished:
             self.finish_reason = "length"
         elif len(self.tokens) - len(self.ends) > self.buffer:
             self.suspended = True
@@ -238,4 +246,5 @@ class EngineStream:
             queue_s=self.queue_s,
             ttft_s=(self.first_token or now) - self.created,
             total_s=now - self.created,
+            num_passes=self.num_passes,
         )

@@ -14,7 +14,8 @@ from service.engine.errors import EngineFailed, QueueTimeout
 from service.engine.interface import ServedCheckpoint, State
 from service.engine.stream import EngineStream
 from service.engine.worker_process import WorkerProcess
-from service.worker.messages import Broken, Cancel, FromWorker, Heartbeat, Loading, Ready, Start, Step, Submit
+from service.worker.messages import Broken, Cancel, FromWorker, Heartbeat, Loading, Ready, Start, Step
+from service.worker.runners.interface import Speculation
 
 log = logging.getLogger("folio.engine")
 
@@ -62,8 +63,8 @@ class Supervisor:
         self.deaths = 0  # in a row, without a token between them
         self.restarts = 0
         self.steps = 0
-        self.running = 0
-        self.batch_size = 0
+        self.running = self.batch_size = 0
+        self.speculation = Speculation()
         self.stepped = 0.0
         self.task: asyncio.Task[None] | None = None
 
@@ -147,8 +148,7 @@ class Supervisor:
             case Step():
                 self.on_step(message)
             case Heartbeat():
-                self.running = self.batch_size = 0
-                self.steps = message.steps
+                self.running, self.batch_size, self.steps = 0, 0, message.steps
             case Loading():
                 self.message = message.phase
             case Ready():
@@ -160,6 +160,7 @@ class Supervisor:
         """Hand every stream what it sampled. A stream that was withdrawn meanwhile has no key any more."""
         self.stepped = time.monotonic()
         self.running, self.steps, self.batch_size = step.running, step.steps, len(step.outputs)
+        self.speculation = step.speculation
         for key, waited_s in step.admitted:
             if stream := self.by_key.get(key):
                 self.stop_queue_timer(stream)
@@ -171,7 +172,7 @@ class Supervisor:
                     self.forget_key(stream)
                     self.streams.discard(stream)
                     self.on_finished()
-                stream.on_tokens(output.tokens, output.logprobs, output.finished)
+                stream.on_tokens(output)
 
     def on_ready(self, ready: Ready) -> None:
         """A worker has loaded. Its predecessor's streams go to it, if it serves the same bytes."""
@@ -215,8 +216,7 @@ class Supervisor:
             return
         self.next_key += 1
         self.keys[stream], self.by_key[self.next_key] = self.next_key, stream
-        request = stream.request
-        self.worker.send(Submit(self.next_key, stream.order, list(request.prompt), stream.tokens.tolist(), request.params, request.key))
+        self.worker.send(stream.submission(self.next_key))
 
     def withdraw(self, stream: EngineStream) -> None:
         """Take a stream from the worker; it stays ours and may be submitted again."""

@@ -122,7 +122,7 @@ class Worker:
         result = core.step()
         scheduler = core.scheduler
         admitted = [(sequence, now - self.arrived.pop(sequence, now)) for sequence in result.admitted]
-        self.send(Step(admitted, result.outputs, core.steps, len(scheduler.running), len(scheduler.waiting)))
+        self.send(Step(admitted, result.outputs, core.steps, len(scheduler.running), len(scheduler.waiting), core.runner.speculation))
 
     def send(self, message: Message) -> None:
         """Blocks while the API process does not read: the worker never runs ahead of it."""

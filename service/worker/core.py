@@ -52,6 +52,7 @@ class EngineCore:
             num_prompt=len(beginning),
             order=request.order,
             key=request.key,
+            guesses=request.guesses,
         )
         self.scheduler.add(sequence)
 
@@ -71,5 +72,5 @@ class EngineCore:
         finished = self.scheduler.update(batch, sampled, prefilled - began, self.clock() - prefilled)
         self.steps += batch.num_decode_steps
         ended = {s.id for s in finished}
-        outputs = [Output(s.id, t.tokens, s.id in ended, t.logprobs) for s, t in zip(batch.sequences, sampled, strict=True)]
+        outputs = [Output(s.id, t.tokens, s.id in ended, t.logprobs, t.num_passes) for s, t in zip(batch.sequences, sampled, strict=True)]
         return StepResult([s.id for s in batch.admitted], outputs)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from model.params import SamplingParams
-from service.worker.runners.interface import TokenLogprobs
+from service.worker.runners.interface import Speculation, TokenLogprobs
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 1 << 28
@@ -41,6 +41,8 @@ class Start(Message, frozen=True):
     """0: by machine."""
     stride: int
     """0: the measured default."""
+    speculation: bool
+    """Whether passes of the model check guesses of the tokens to come."""
     trusted_keys: list[str] | None = None
     """Public keys, one of which must have signed the checkpoint; None asks for no signature."""
 
@@ -55,6 +57,8 @@ class Submit(Message, frozen=True):
     params: SamplingParams
     key: str = ""
     """Whose it is, by name: keys take turns in the queue."""
+    guesses: list[int] = []
+    """What all of its tokens may turn out to be; right ones make it faster, and none changes them."""
 
 
 class Cancel(Message, frozen=True):
@@ -103,6 +107,8 @@ class Output(msgspec.Struct, frozen=True, array_like=True, gc=False):
     finished: bool
     logprobs: list[TokenLogprobs] | None = None
     """One for each token, if the request asked for them."""
+    num_passes: int = 0
+    """Passes of the model that the tokens took."""
 
 
 class Step(Message, frozen=True):
@@ -114,6 +120,7 @@ class Step(Message, frozen=True):
     steps: int
     running: int
     waiting: int
+    speculation: Speculation = Speculation()
 
 
 class Heartbeat(Message, frozen=True):

@@ -34,6 +34,8 @@ class Sequence:
     """When it first came: earlier ones of the same key run before it."""
     key: str = ""
     """Whose it is."""
+    guesses: list[int] = field(default_factory=list)
+    """What all generated tokens may turn out to be, as far as that is known; given up at the first that is wrong."""
     row: int = -1
     """-1 while it waits for one."""
     num_cached: int = 0
@@ -80,10 +82,14 @@ class Sequence:
     def decode_slot(self, num_steps: int) -> DecodeSlot:
         """Go on for at most ``num_steps`` tokens, and only as long as the window stays where it is."""
         room = self.block_size - self.last_position
-        return DecodeSlot(self.row, self.tokens[-1], self.last_position, min(num_steps, self.num_remaining, room))
+        num_steps, done = min(num_steps, self.num_remaining, room), self.num_generated
+        return DecodeSlot(self.row, self.tokens[-1], self.last_position, num_steps, self.guesses[done : done + num_steps])
 
     def append(self, sampled: SampledTokens) -> None:
         """Take what a decode sampled; move the window when it is full."""
+        done = self.num_generated
+        if self.guesses and self.guesses[done : done + len(sampled.tokens)] != sampled.tokens:
+            self.guesses = []
         self.tokens += sampled.tokens
         self.num_decodes += 1
         start = window_start(len(self.tokens), self.block_size, self.stride)

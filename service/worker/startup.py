@@ -6,12 +6,15 @@ import glob
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from model.checkpoint.files import Checkpoint, read_checkpoint
 from model.checkpoint.manifest import MANIFEST
+from model.draft import FILE as DRAFT
+from model.draft import Draft, DraftError, empty_draft, read_draft
 from model.exact.arithmetic import VERSION
 from service.worker import selftest
 from service.worker.core import EngineCore
@@ -73,7 +76,10 @@ def candidates(start: Start, checkpoint: Checkpoint) -> list[Candidate]:
     rows, threads = start.max_batch or CPU_BATCH, start.threads or default_threads()
 
     def native() -> Runner:
-        return NativeRunner(checkpoint, rows=rows, threads=threads, cpu=start.cpu)
+        runner = NativeRunner(checkpoint, rows=rows, threads=threads, cpu=start.cpu, speculation=start.speculation)
+        if start.speculation:
+            runner.teach(what_training_counted(checkpoint))
+        return runner
 
     found: list[Candidate] = [("native", native)] if start.device != "cuda" else []
     if start.cpu == "auto":  # whoever names an instruction set wants that one
@@ -85,6 +91,15 @@ def candidates(start: Start, checkpoint: Checkpoint) -> list[Candidate]:
     if not found:
         raise UnusableError(f"no engine fits device {start.device}, kernels {start.kernels}, cpu {start.cpu}: docs/engine.md has a table")
     return found
+
+
+def what_training_counted(checkpoint: Checkpoint) -> Draft:
+    """Where guesses start from. A file that cannot be used costs speed alone, so it is said and passed over."""
+    try:
+        return read_draft(checkpoint.path / DRAFT, checkpoint.config.vocab_size)
+    except DraftError as error:
+        print(f"folio: {error}", file=sys.stderr, flush=True)
+        return empty_draft()
 
 
 def first_that_passes(start: Start, checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[EngineCore, str]:

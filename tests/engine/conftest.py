@@ -13,6 +13,7 @@ import torch
 from model.checkpoint.files import Checkpoint, read_checkpoint, write_checkpoint
 from model.checkpoint.loading import checkpoint_files
 from model.config import GPTConfig
+from model.draft import empty_draft
 from model.exact.network import ExactModel
 from model.gpt import GPT
 from model.params import SamplingParams
@@ -99,6 +100,7 @@ def make_core(checkpoint: Checkpoint) -> Iterator[MakeCore]:
         else:
             runner = NativeRunner(of, rows=rows, threads=threads, cpu=engine)
             runner.turn_rows = rows  # measured, it would depend on the machine
+            runner.teach(empty_draft())
         runners.append(runner)
         return EngineCore(runner, block_size=of.config.block_size, stride=stride, start_token=of.start, clock=ticking())
 

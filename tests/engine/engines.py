@@ -33,6 +33,7 @@ def engine_options(checkpoint: Path, cache: Path) -> EngineOptions:
         kernels="auto",
         cpu="auto",
         threads=1,
+        speculation=True,
         stride=None,
         cache=cache,
         max_batch=16,

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from model.checkpoint.files import Checkpoint
+from model.draft import empty_draft
 from model.exact.network import ExactModel
 from model.exact.probes import SUMS
 from service.worker.core import EngineCore
@@ -93,6 +94,7 @@ def answers(cpu: str, threads: int, turn_rows: int, checkpoint: Checkpoint, aske
     """All requests at once."""
     runner = NativeRunner(checkpoint, rows=len(asked), threads=threads, cpu=cpu)
     runner.turn_rows = turn_rows
+    runner.teach(empty_draft())
     driver = Driver(EngineCore(runner, block_size=checkpoint.config.block_size, stride=1, start_token=checkpoint.start))
     for number, request in enumerate(asked):
         driver.submit(number, (checkpoint.tokenizer.encode(request.prompt), request.params))

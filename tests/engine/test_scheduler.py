@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from model.params import SamplingParams
 from service.worker.core import EngineCore
 from service.worker.messages import Submit
-from service.worker.runners.interface import DecodeSlot, PrefillChunk, SampledTokens
+from service.worker.runners.interface import DecodeSlot, PrefillChunk, SampledTokens, Speculation
 from service.worker.scheduler import MAX_DECODE_STEPS, MAX_PREFILL_TOKENS, PREFILL_S, Batch, Scheduler
 from tests.engine.conftest import ticking
 
@@ -24,6 +24,7 @@ class CountingRunner:
     def __init__(self, rows: int, turn_rows: int) -> None:
         self.rows = rows
         self.turn_rows = turn_rows
+        self.speculation = Speculation()
         self.num_cached: dict[int, int] = {}
         self.most_prefilled = 0
         self.decodes: list[int] = []

@@ -7,13 +7,14 @@
 
 #include <sys/mman.h>
 
+#include "draft.h"
 #include "simd.h"
 #include "team.h"
 
 typedef struct { /* service/worker/runners/native.py has the same */
   int32_t n_layer, n_head, n_embd, head_size, block_size, vocab_size;
   int32_t gelu, qkv_bias, wide; /* wide: activations have 16 bits */
-  int32_t rows, max_items, threads;
+  int32_t rows, max_items, threads, speculation;
 } Config;
 
 typedef struct { /* a request's parameters and how far it is; see model/params.py */
@@ -35,6 +36,12 @@ typedef struct { /* (N, K) weights as panels of PANEL outputs, each [K/G][PANEL]
 typedef struct { float *ln1_w, *ln1_b, *ln2_w, *ln2_b; Linear qkv, proj, up, down; } Layer;
 
 typedef struct { int64_t weight; int32_t token; } Candidate; /* a token that a filter may keep */
+
+typedef struct { /* one row's part of a burst and of its current pass */
+  int row, steps, done, first, n; /* n items from `first`: the row's next token, then guesses of those after it */
+  int drawn, passes, hints;       /* drawn: in this pass. hints: whether the caller's guesses still hold */
+  Guess guesses[MAX_GUESSES];
+} Slot;
 
 typedef struct { /* of one thread */
   float *y;        /* (C) after LayerNorm */
@@ -77,6 +84,11 @@ typedef struct {
   uint8_t *in_prompt; /* (rows, V) */
   int32_t *counts;    /* (rows, V): how often each token was generated */
   Scratch *scratch;   /* (threads) */
+
+  Draft draft;
+  History *histories; /* (rows) */
+  Slot *slots; /* (rows) of a burst */
+  int32_t *item_tokens, *item_rows, *item_positions; /* (items) of a pass */
 } Engine;
 
 /* ---- layout -------------------------------------------------------------------------------------------------------- */
@@ -139,6 +151,9 @@ static size_t layout(Engine *e, char *base, Layer *layers, Scratch *scratch) {
   e->hidden = take(a, items * e->digits * e->hidden_stride, sizeof(act));
   e->rows = take(a, rows, sizeof(Row)), e->bias = take(a, rows * c.vocab_size, sizeof(double));
   e->in_prompt = take(a, rows * c.vocab_size, 1), e->counts = take(a, rows * c.vocab_size, sizeof(int32_t));
+  e->histories = take(a, rows, sizeof(History)), e->slots = take(a, rows, sizeof(Slot));
+  e->item_tokens = take(a, items, 4), e->item_rows = take(a, items, 4), e->item_positions = take(a, items, 4);
+  e->draft.table = c.speculation && c.vocab_size <= UINT16_MAX ? take(a, SLOTS, sizeof(Entry)) : NULL;
   for (int i = 0; i < c.threads; i++) layout_scratch(e, a, &scratch[i]);
   return arena.used;
 }
@@ -226,6 +241,7 @@ static Engine *engine_create(const Config *config, const float *const *tensors) 
   if (!ready || !e->memory) return engine_destroy(e), NULL;
   layout(e, e->memory, e->layers, e->scratch);
   load_weights(e, tensors);
+  draft_reset(&e->draft);
   return e;
 }
 

@@ -12,7 +12,7 @@ from model.exact.network import Cache, ExactModel
 from model.exact.probes import reference_sum
 from model.params import SamplingParams
 from model.sampling import log_probabilities, rank_tokens, sample
-from service.worker.runners.interface import DecodeSlot, PrefillChunk, SampledTokens, TokenLogprobs
+from service.worker.runners.interface import DecodeSlot, PrefillChunk, SampledTokens, Speculation, TokenLogprobs
 
 
 class ReferenceRunner:
@@ -20,6 +20,7 @@ class ReferenceRunner:
 
     device = "cpu"
     kernels = "reference"
+    speculation = Speculation()
 
     def __init__(self, checkpoint: Checkpoint, *, rows: int) -> None:
         self.model = ExactModel(checkpoint.config, checkpoint.tensors)

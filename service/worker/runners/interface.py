@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ class DecodeSlot:
     token: int
     position: int
     num_steps: int
+    guesses: Sequence[int] = ()
+    """What the tokens may turn out to be: no guess moves a byte, right ones save passes of the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,19 @@ class SampledTokens:
 
     tokens: list[int]
     logprobs: list[TokenLogprobs] | None
+    num_passes: int = 0
+    """Passes of the model that it took: fewer than tokens where guesses were right. 0: as many."""
+
+
+class Speculation(NamedTuple):
+    """What guessing has brought since the start."""
+
+    passes: int = 0
+    """Of the model, in decoding."""
+    proposed: int = 0
+    """Guesses that a pass has judged."""
+    accepted: int = 0
+    """Those that were what the model drew."""
 
 
 class Runner(Protocol):
@@ -63,6 +78,11 @@ class Runner(Protocol):
     """What computes, for people: native-avx2, torch, …"""
     memory_bytes: int
     """Size of the cache."""
+
+    @property
+    def speculation(self) -> Speculation:
+        """All zeros where nothing is guessed."""
+        ...
 
     def set_row(self, row: int, params: SamplingParams, prompt: Sequence[int], generated: Sequence[int]) -> None:
         """Give a row to a request with this history. Its cache is empty."""

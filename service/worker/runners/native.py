@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.checkpoint.files import Checkpoint
+from model.draft import Draft
 from model.params import SamplingParams
 from service.worker.kernels.build import NativeUnavailable, instruction_sets, load
-from service.worker.runners.interface import DecodeSlot, PrefillChunk, RunnerUnavailable, SampledTokens, TokenLogprobs
+from service.worker.kernels.structures import Config, Row, address, int32, pointer
+from service.worker.runners.interface import DecodeSlot, PrefillChunk, RunnerUnavailable, SampledTokens, Speculation, TokenLogprobs
 
 MAX_PREFILL = 128
 """Tokens of one step: enough for full register tiles, few enough to stay in the processor's cache."""
@@ -22,41 +24,19 @@ SLOW_STEP_S = 0.002
 """A step of one row that takes longer is bound by reading weights, which rows share: then all of them decode together."""
 
 
-class Config(ctypes.Structure):
-    """``Config`` of engine.h."""
-
-    _fields_ = [
-        (name, ctypes.c_int32)
-        for name in (
-            *("n_layer", "n_head", "n_embd", "head_size", "block_size", "vocab_size"),
-            *("gelu", "qkv_bias", "wide", "rows", "max_items", "threads"),
-        )
-    ]
-
-
-class Row(ctypes.Structure):
-    """``Row`` of engine.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("seed", "index")),
-        *((name, ctypes.c_double) for name in ("temperature", "top_p", "min_p", "repetition", "frequency", "presence")),
-        *((name, ctypes.c_int32) for name in ("top_k", "num_logprobs", "token", "position", "has_bias", "has_filter")),
-    ]
-
-
-def int32(values: Sequence[int]) -> NDArray[np.int32]:
-    """A C array of 32-bit integers."""
-    return np.fromiter(values, np.int32, len(values))
-
-
-def pointer(array: NDArray[np.int32] | NDArray[np.float32] | NDArray[np.float64]) -> ctypes.c_void_p:
-    """The address of a contiguous array, which must outlive the call."""
-    return ctypes.c_void_p(array.ctypes.data)
-
-
 def items_of(chunks: Sequence[PrefillChunk]) -> list[tuple[int, int, int]]:
     """(row, position, token) of every token."""
     return [(chunk.row, chunk.start + i, token) for chunk in chunks for i, token in enumerate(chunk.tokens)]
+
+
+def guesses_of(slots: Sequence[DecodeSlot], most: int) -> NDArray[np.int32] | None:
+    """(slots, most): what is guessed of each slot's tokens, -1 where nothing is; None if nothing is anywhere."""
+    if not any(slot.guesses for slot in slots):
+        return None
+    hints = np.full((len(slots), most), -1, np.int32)
+    for row, slot in zip(hints, slots, strict=True):
+        row[: len(slot.guesses)] = slot.guesses[: slot.num_steps]
+    return hints
 
 
 def choose(library: ctypes.CDLL, cpu: str) -> str:
@@ -75,7 +55,7 @@ class Kernel:
 
     def __init__(self, cpu: str = "auto") -> None:
         try:
-            library = load()
+            library = self.library = load()
         except NativeUnavailable as error:
             raise RunnerUnavailable(str(error)) from None
         self.cpu = choose(library, cpu)
@@ -89,6 +69,7 @@ class Kernel:
         self.cache_bytes = function("cache_bytes", ctypes.c_int64)
         self.set_row, self.set_cursor = function("set_row"), function("set_cursor")
         self.step, self.decode = function("step"), function("decode")
+        self.teach, self.draft_counts = function("teach"), function("draft_counts")
         self.probe = function("probe", ctypes.c_uint64)
 
 
@@ -97,7 +78,7 @@ class NativeRunner:
 
     device = "cpu"
 
-    def __init__(self, checkpoint: Checkpoint, *, rows: int, threads: int, cpu: str = "auto") -> None:
+    def __init__(self, checkpoint: Checkpoint, *, rows: int, threads: int, cpu: str = "auto", speculation: bool = True) -> None:
         config = checkpoint.config
         self.kernel = Kernel(cpu)
         self.kernels = f"native-{self.kernel.cpu}"
@@ -118,6 +99,7 @@ class NativeRunner:
             rows,
             self.max_items,
             threads,
+            speculation,
         )
         self.engine = ctypes.c_void_p(self.kernel.create(ctypes.byref(c_config), addresses))
         if self.engine.value is None:
@@ -202,14 +184,28 @@ class NativeRunner:
             self.kernel.set_cursor(self.engine, slot.row, slot.token, slot.position)
         rows, steps = int32([s.row for s in slots]), int32([s.num_steps for s in slots])
         most, widest = int(steps.max()), max(self.num_logprobs[s.row] for s in slots)
-        out, work = np.zeros((len(slots), most), np.int32), np.zeros(4 * len(slots), np.int32)
+        out, passes = np.zeros((len(slots), most), np.int32), np.zeros(len(slots), np.int32)
         logprobs = np.zeros((len(slots), most, 1 + 2 * widest), np.float64) if widest >= 0 else None
-        address = ctypes.c_void_p() if logprobs is None else pointer(logprobs)
-        stride = 0 if logprobs is None else logprobs.shape[2]
-        self.kernel.decode(self.engine, len(slots), pointer(rows), pointer(steps), most, pointer(out), address, stride, pointer(work))
+        hints = guesses_of(slots, most)
+        self.kernel.decode(
+            self.engine,
+            len(slots),
+            pointer(rows),
+            pointer(steps),
+            most,
+            address(hints),
+            pointer(out),
+            pointer(passes),
+            address(logprobs),
+            0 if logprobs is None else logprobs.shape[2],
+        )
         tokens = out.tolist()
         return [
-            SampledTokens(tokens[i][: s.num_steps], None if logprobs is None else self.read_logprobs(logprobs[i, : s.num_steps], s.row))
+            SampledTokens(
+                tokens[i][: s.num_steps],
+                None if logprobs is None else self.read_logprobs(logprobs[i, : s.num_steps], s.row),
+                int(passes[i]),
+            )
             for i, s in enumerate(slots)
         ]
 
@@ -228,6 +224,18 @@ class NativeRunner:
             part = items[first : first + self.max_items]
             self.step(part, out[first : first + len(part)])
         return out
+
+    def teach(self, draft: Draft) -> None:
+        """Guess from now on, at first from what training has counted. Raises nothing: no guess moves a byte."""
+        columns = draft.slots, draft.tags, draft.sizes, draft.tokens.astype(np.uint16), draft.counts.astype(np.uint16)
+        self.kernel.teach(self.engine, len(draft.slots), *(ctypes.c_void_p(column.ctypes.data) for column in columns))
+
+    @property
+    def speculation(self) -> Speculation:
+        """See `Runner`."""
+        counts = np.zeros(3, np.int64)
+        self.kernel.draft_counts(self.engine, ctypes.c_void_p(counts.ctypes.data))
+        return Speculation(*counts.tolist())
 
     def probe(self, function: int) -> int:
         """See `Runner`."""
