@@ -18,7 +18,7 @@ from model.exact import probes
 from model.params import SamplingParams
 from model.uniform import u53_tensor
 from service.worker.runners import torch_arithmetic as ar
-from service.worker.runners.interface import DecodeSlot, PrefillChunk, RunnerUnavailable, SampledTokens, TokenLogprobs
+from service.worker.runners.interface import DecodeSlot, PrefillChunk, RunnerUnavailable, SampledTokens, Speculation, TokenLogprobs
 from service.worker.runners.torch_network import TorchNetwork
 from service.worker.runners.torch_sampling import SamplerState, log_probabilities, sample
 
@@ -44,6 +44,8 @@ PROBED: dict[str, Callable[..., Tensor]] = {
 
 class TorchRunner:
     """A `Runner` on any device that torch knows. Raises RunnerUnavailable where that is not the case."""
+
+    speculation = Speculation()
 
     def __init__(self, checkpoint: Checkpoint, *, rows: int | None, device: str, threads: int) -> None:
         config = checkpoint.config
