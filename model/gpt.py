@@ -15,44 +15,37 @@ from torch.nn import functional as F
 
 from model.config import GPTConfig
 from model.dropout import Dropout, dropout_attention
-from model.kv_cache import CacheView
 
 
 class MultiHeadAttention(nn.Module):
     """Causal self-attention over H heads of D features; C need not equal H·D."""
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.n_head, self.head_size = config.n_head, config.head_size
         self.qkv = nn.Linear(config.n_embd, 3 * config.attn_width, bias=config.qkv_bias)
         self.proj = nn.Linear(config.attn_width, config.n_embd)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, cache: CacheView | None = None) -> Tensor:
-        """(B, N, C) → (B, N, C). Without a cache the N tokens attend to each other; with one, to all that their row holds."""
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) → (B, N, C)."""
         b, n, _ = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.n_head, self.head_size).permute(2, 0, 3, 1, 4)  # each (B, H, N, D)
-        if cache is None:
-            y = self.attend(q, k, v)
-        else:
-            k, v, mask = cache.update(self.layer, k, v)
-            y = self.attend(q, k, v, mask)
+        y = self.attend(q, k, v)
         out: Tensor = self.proj(y.transpose(1, 2).reshape(b, n, self.n_head * self.head_size))
         return out
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, H, N, D) queries over keys and values; causal where no mask is given."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, H, N, D) queries over the keys and values up to each one's own place."""
         scale = self.head_size**-0.5
         p = self.dropout if self.training else 0.0
         on_cpu = q.device.type == "cpu"
         if p and on_cpu:
-            assert mask is None, "a cache is for evaluation"
             return dropout_attention(q, k, v, scale, p)
         pad = 0 if on_cpu else -self.head_size % 8  # a GPU's fast kernels want multiples of 8; zeros change nothing
         if pad:
             q, k, v = F.pad(q, (0, pad)), F.pad(k, (0, pad)), F.pad(v, (0, pad))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=mask is None, scale=scale)
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True, scale=scale)
         return y[..., : self.head_size]
 
 
@@ -74,17 +67,17 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention, then MLP, each on a normalised copy and added back to the residual stream."""
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd)
-        self.attn = MultiHeadAttention(config, layer)
+        self.attn = MultiHeadAttention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: CacheView | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) → (B, N, C)."""
-        x = x + self.dropout(self.attn(self.ln_1(x), cache))
+        x = x + self.dropout(self.attn(self.ln_1(x)))
         out: Tensor = x + self.dropout(self.mlp(self.ln_2(x)))
         return out
 
@@ -98,7 +91,7 @@ class GPT(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
         self.init_weights()
@@ -126,21 +119,13 @@ class GPT(nn.Module):
         """Number of trainable numbers."""
         return sum(p.numel() for p in self.parameters())
 
-    def forward(self, ids: Tensor, cache: CacheView | None = None) -> Tensor:
-        """(B, N) token ids → (B, N, V) logits. Raises ValueError when N exceeds the context without a cache."""
-        logits: Tensor = self.lm_head(self.hidden(ids, cache))
-        return logits
-
-    def hidden(self, ids: Tensor, cache: CacheView | None = None) -> Tensor:
-        """(B, N) token ids → (B, N, C), what the head reads; apart, so that logits can be had for some positions only."""
-        if cache is None:
-            if ids.shape[1] > self.config.block_size:
-                raise ValueError(f"{ids.shape[1]} tokens do not fit the context of {self.config.block_size}")
-            positions = torch.arange(ids.shape[1], device=ids.device)
-        else:
-            positions = cache.positions
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, N) token ids → (B, N, V) logits. Raises ValueError when N exceeds the context."""
+        if ids.shape[1] > self.config.block_size:
+            raise ValueError(f"{ids.shape[1]} tokens do not fit the context of {self.config.block_size}")
+        positions = torch.arange(ids.shape[1], device=ids.device)
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))
         for block in self.blocks:
-            x = block(x, cache)
-        out: Tensor = self.ln_f(x)
-        return out
+            x = block(x)
+        logits: Tensor = self.lm_head(self.ln_f(x))
+        return logits

@@ -87,7 +87,7 @@ ENGINE_IMPLEMENTATION = names_below("service/engine", but=("interface", "errors"
         ("service/worker", ("training", *SERVICE_BUT_WORKER, "fastapi", "starlette", "pydantic", "os.environ")),
         ("service/http", ("training", "service.api", "service.app", "service.worker", *ENGINE_IMPLEMENTATION)),
         ("service/telemetry", ("training", "service.api", "service.app", "service.http", "service.worker", *ENGINE_IMPLEMENTATION)),
-        ("service/api", ("training", "torch", "model.gpt", "model.generate", "model.checkpoint.loading", "model.sampling")),
+        ("service/api", ("training", "torch", "model.gpt", "model.exact", "model.checkpoint.loading", "model.sampling")),
         ("service", ("training", "tests")),
     ],
 )

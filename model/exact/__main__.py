@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 
-from model.checkpoint.files import read_checkpoint
 from model.checkpoint.manifest import CheckpointError
-from model.exact.generate import generate
-from model.exact.network import ExactModel
 from model.params import SamplingParams
 from model.tokenizer.base import UnknownCharacterError
 
@@ -27,6 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument("--" + name.replace("_", "-"), type=float, default=SamplingParams.__dataclass_fields__[name].default)
     parser.add_argument("--top-k", type=int, default=0)
     options = vars(parser.parse_args(argv))
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy loads: products of one token are too small to share
+    from model.checkpoint.files import read_checkpoint
+    from model.exact.generate import generate
+    from model.exact.network import ExactModel
+
     path, text = options.pop("checkpoint"), options.pop("prompt")
     params = SamplingParams(max_new_tokens=options.pop("tokens"), **options)
     try:

@@ -19,7 +19,7 @@ def test_number_of_parameters(block_size: int, parameters: int) -> None:
 
 
 def test_heads_of_42_on_a_width_of_256() -> None:
-    attention = MultiHeadAttention(DESCRIBED, layer=0)
+    attention = MultiHeadAttention(DESCRIBED)
     assert (DESCRIBED.head_size, DESCRIBED.attn_width) == (42, 252)
     assert attention.qkv.weight.shape == (3 * 252, 256)
     assert attention.qkv.bias is None
@@ -68,7 +68,7 @@ def test_no_token_sees_the_future(small: GPT) -> None:
 
 def test_attention_is_scaled_by_the_head_size() -> None:
     """The original script scaled by the width of the model instead: scores four times too small."""
-    attention = MultiHeadAttention(GPTConfig(vocab_size=2, n_head=3, n_embd=16), layer=0).eval()
+    attention = MultiHeadAttention(GPTConfig(vocab_size=2, n_head=3, n_embd=16)).eval()
     x = torch.randn(2, 6, 16)
     q, k, v = attention.qkv(x).split(15, dim=-1)
     heads = []
