@@ -146,3 +146,21 @@ def test_what_is_no_gpt2_of_ours_is_refused(tmp_path: Path, file: str, change: d
     with pytest.raises((TrainingError, CheckpointError), match=message):
         import_hf(tmp_path / "hf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_imported_checkpoint_is_exported_and_trained_on(tmp_path: Path) -> None:
+    """It knows no text of its own: exporting it was a KeyError."""
+    checkpoint(tmp_path / "c", activation="gelu_tanh")
+    assert main(["export", str(tmp_path / "c"), str(tmp_path / "hf"), "--to", "hf"]) == 0
+    assert main(["import", str(tmp_path / "hf"), str(tmp_path / "imported")]) == 0
+    text = tmp_path / "t.txt"
+    text.write_text("abc xyz\n" * 200)
+    data = ["--data", str(text)]
+    assert main(["export", str(tmp_path / "imported"), str(tmp_path / "small"), "--dtype", "float16", *data]) == 0
+    manifest = read_checkpoint(tmp_path / "small").manifest
+    assert manifest["weights_dtype"] == "float16" and manifest["val_loss"] > 0
+    run = tmp_path / "run"
+    assert main(["--init-from", str(tmp_path / "imported"), *data, "--out", str(run), "--max-iters", "2", "--eval-interval", "1"]) == 0
+    trained = load_checkpoint(run / "last")
+    assert (trained.config.qkv_bias, trained.config.activation) == (True, "gelu_tanh")
+    assert main(["resume", str(run)]) == 0
