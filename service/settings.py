@@ -98,6 +98,10 @@ class Settings(BaseSettings):
     allow_anonymous: bool = Field(False, description="serve without keys on an address that others can reach")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field((), description="web origins whose pages may call, separated by commas")
 
+    share_weights: bool | None = Field(
+        None, description="give the weights to whoever may generate, to check texts elsewhere; if not set, on loopback without keys only"
+    )
+
     rate_limit: float | None = Field(None, gt=0, description="requests a second that each key may start; no limit if not set")
     rate_burst: int = Field(10, ge=1, description="requests that a key may start at once under the rate limit")
     max_concurrent: int | None = Field(None, ge=1, description="texts that each key may have running or waiting; no limit if not set")
@@ -163,6 +167,11 @@ class Settings(BaseSettings):
         if self.api_keys and not keys:
             raise ValueError("api_keys is set and holds no key")
         return named_keys(keys + (read_keys(self.api_keys_file) if self.api_keys_file else ()))
+
+    @property
+    def is_private(self) -> bool:
+        """Whether only this machine's users can ask, and no key says who they are."""
+        return is_loopback(self.host) and not self.client_keys()
 
     def engine_options(self) -> EngineOptions:
         """The engine's share, in its own type: the engine knows no environment."""

@@ -44,7 +44,7 @@ def provenance(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in manifest.items() if name not in BULKY}
 
 
-def served_checkpoint(ready: Ready) -> ServedCheckpoint:
+def served_checkpoint(ready: Ready, path: str) -> ServedCheckpoint:
     """The Ready message as the routes know it."""
     return ServedCheckpoint(
         id=ready.id,
@@ -61,5 +61,6 @@ def served_checkpoint(ready: Ready) -> ServedCheckpoint:
         kernels=ready.kernels,
         max_batch=ready.max_batch,
         memory_bytes=ready.memory_bytes,
+        path=Path(path),
         note=ready.note,
     )

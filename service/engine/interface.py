@@ -37,6 +37,8 @@ class ServedCheckpoint:
     """When its manifest was written, in seconds since 1970."""
     memory_bytes: int = 0
     """Cache memory, all of it taken when the worker loaded."""
+    path: Path | None = None
+    """Its directory, while it is there."""
     note: str = ""
     """Why it is slower than it could be, and what would help; empty if it is not."""
 

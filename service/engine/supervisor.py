@@ -176,7 +176,7 @@ class Supervisor:
 
     def on_ready(self, ready: Ready) -> None:
         """A worker has loaded. Its predecessor's streams go to it, if it serves the same bytes."""
-        served = served_checkpoint(ready)
+        served = served_checkpoint(ready, self.start_message.checkpoint)
         is_other = self.checkpoint is not None and served.fingerprint != self.checkpoint.fingerprint
         if is_other or served.id != (self.expected_id or served.id):
             self.on_broken(f"the checkpoint {self.start_message.checkpoint} has changed on the disk: promote it under its new id")

@@ -9,8 +9,10 @@
  *     sheet.js        the text and how it ended, with manuscript.js (the text itself) and meter.js (its speed)
  *     problems.js     what may go wrong, in plain words
  *     card.js         shows what the model is
+ *     check.js        derives a text once more, here (exact-text.js, exact-worker.js, exact.js)
  */
 import { count, renderCard, unitOf } from "./card.js";
+import { Check } from "./check.js";
 import { RequestForm, choose, drawSeed } from "./form.js";
 import { Generation } from "./generation.js";
 import { Meter } from "./meter.js";
@@ -27,6 +29,7 @@ const form = new RequestForm($("request"));
 const prompt = new PromptBox($("prompt"), $("mirror"), $("prompt-note"));
 const server = new Server(showModel);
 const sheet = new Sheet(server);
+const check = new Check(server);
 
 let generation = null; // the one that runs, or ran last
 let running = false;
@@ -129,8 +132,19 @@ function begin(before) {
 function finish(reply, before) {
   sheet.finish(reply, before);
   finished = { body: { ...generation.body, seed: reply.seed }, reply };
+  $("check").hidden = !check.isPossible(reply);
   const { model } = server;
   if (model && reply.checkpoint !== model.checkpoint && !generation.body.checkpoint) server.meet(); // another one was promoted
+}
+
+/** Derive the last text in this browser. */
+async function checkHere() {
+  if (running || !finished) return;
+  const { body, reply } = finished;
+  setRunning(true);
+  const verdict = await check.run(body, reply, (words) => sheet.judge(words));
+  setRunning(false);
+  sheet.judge(verdict.words, verdict.differs);
 }
 
 function fail(error) {
@@ -146,7 +160,7 @@ function setRunning(value) {
   document.body.classList.toggle("running", value);
   $("generate").setAttribute("aria-disabled", value);
   for (const id of ["stop", "cut"]) $(id).setAttribute("aria-disabled", !value);
-  for (const id of ["again", "again-cut", "resume"]) $(id).setAttribute("aria-disabled", value);
+  for (const id of ["again", "again-cut", "resume", "check"]) $(id).setAttribute("aria-disabled", value);
 }
 
 // ---- buttons, keys, links -----------------------------------------------------------------------------------------------
@@ -160,6 +174,7 @@ $("cut").addEventListener("click", () => running && generation.cut());
 $("again").addEventListener("click", () => writeAgain());
 $("again-cut").addEventListener("click", () => writeAgain({ cut: true }));
 $("resume").addEventListener("click", goOn);
+$("check").addEventListener("click", checkHere);
 
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && running) generation.stop();

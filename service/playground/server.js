@@ -23,8 +23,8 @@ export class Server {
   }
 
   /** The answer to a GET, whatever its type. Throws RequestError. */
-  async fetch(path) {
-    const response = await fetch(path, { headers: this.headers, cache: "no-store" });
+  async fetch(path, options = {}) {
+    const response = await fetch(path, { headers: this.headers, cache: "no-store", ...options });
     if (!response.ok) throw await RequestError.from(response);
     return response;
   }

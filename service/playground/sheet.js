@@ -87,7 +87,7 @@ export class Sheet {
 
   #end({ resumable }) {
     $("colophon").hidden = false;
-    for (const id of ["again", "again-cut"]) $(id).hidden = resumable;
+    for (const id of ["again", "again-cut", "check"]) $(id).hidden = resumable;
     $("resume").hidden = !resumable;
   }
 

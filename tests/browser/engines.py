@@ -31,12 +31,6 @@ class Folder(ThreadingHTTPServer):
 
 
 class FolderHandler(SimpleHTTPRequestHandler):
-    extensions_map: ClassVar[dict[str, str]] = {
-        **SimpleHTTPRequestHandler.extensions_map,
-        ".js": "text/javascript",
-        ".mjs": "text/javascript",
-    }
-
     def do_POST(self) -> None:  # http.server's name
         assert isinstance(self.server, Folder)
         self.server.posted.append(self.rfile.read(int(self.headers["Content-Length"])))

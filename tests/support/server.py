@@ -40,7 +40,11 @@ class ServerProcess:
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
         self.spawn()
         if ready:
-            self.connect()
+            try:
+                self.connect()
+            except BaseException:
+                self.close()
+                raise
 
     def spawn(self) -> None:
         self.process = subprocess.Popen(
