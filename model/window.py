@@ -7,6 +7,18 @@ S = 1 is the textbook's sliding window, one full encoding for each token; a larg
 
 from __future__ import annotations
 
+STRIDE_FRACTION = 0.875
+"""The stride of the anchored rule as a part of the context; docs/engine.md has the measurement."""
+
+
+def default_stride(block_size: int) -> int:
+    """The stride of the anchored rule, where nobody chose another.
+
+    >>> default_stride(256)
+    224
+    """
+    return max(1, int(block_size * STRIDE_FRACTION))
+
 
 def window_start(num_tokens: int, block_size: int, stride: int) -> int:
     """Index of the first of ``num_tokens`` tokens that the model sees.

@@ -16,6 +16,7 @@ from model.checkpoint.manifest import MANIFEST
 from model.draft import FILE as DRAFT
 from model.draft import Draft, DraftError, empty_draft, read_draft
 from model.exact.arithmetic import VERSION
+from model.window import default_stride
 from service.worker import selftest
 from service.worker.core import EngineCore
 from service.worker.messages import Ready, Start
@@ -24,17 +25,10 @@ from service.worker.runners.interface import Runner, RunnerUnavailable
 from service.worker.runners.native import NativeRunner
 
 CPU_BATCH, REFERENCE_BATCH = 64, 8
-STRIDE_FRACTION = 0.875
-"""Default stride as a part of the context; docs/engine.md has the measurement."""
 
 
 class UnusableError(RuntimeError):
     """The settings ask for what this machine has not; the message says what would help."""
-
-
-def default_stride(block_size: int) -> int:
-    """The stride of ``anchored``."""
-    return max(1, int(block_size * STRIDE_FRACTION))
 
 
 def default_threads() -> int:
