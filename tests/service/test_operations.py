@@ -210,6 +210,7 @@ def test_the_documents_are_complete(shared: Running) -> None:
         "/tokenizer_info",
         "/v1/models",
         "/v1/models/{model}",
+        "/v1/models/{model}/weights",
         "/healthz",
         "/readyz",
         "/metrics",
