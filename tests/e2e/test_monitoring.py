@@ -135,3 +135,11 @@ def test_an_empty_key_file_will_do_for_a_service_without_keys(server: Server, tm
         wait_for(lambda: prometheus.query('up{job="folio"} == 1'), "the service is not scraped")
     finally:
         prometheus.close()
+
+
+def test_the_dashboard_names_no_data_source() -> None:
+    """One with a fixed uid is empty in every Grafana but the one that it was made in."""
+    (variable,) = DASHBOARD["templating"]["list"]
+    assert (variable["type"], variable["query"]) == ("datasource", "prometheus")
+    sources = [panel["datasource"] for panel in DASHBOARD["panels"]] + [t["datasource"] for p in DASHBOARD["panels"] for t in p["targets"]]
+    assert {source["uid"] for source in sources} == {f"${{{variable['name']}}}"}

@@ -72,7 +72,7 @@ def keyed() -> Iterator[Running]:
 
 def routes(server: Running) -> list[tuple[str, str]]:
     """Every route that there is, and one that there is not."""
-    found = [(next(iter(r.methods)), r.path) for r in server.app.routes if isinstance(r, APIRoute) and r.methods != {"HEAD"}]
+    found = [(next(iter(r.methods or ())), r.path) for r in server.app.routes if isinstance(r, APIRoute) and r.methods != {"HEAD"}]
     return [*found, ("POST", "/nope"), ("PUT", "/generate")]
 
 
