@@ -14,6 +14,9 @@ import httpx
 import pytest
 
 from model import load_checkpoint
+from model.checkpoint.files import read_checkpoint
+from model.exact.digests import answers_of, known_answers
+from model.exact.network import ExactModel
 from tests.support.events import events, joined
 from tests.support.server import ServerProcess
 from tests.support.wait import LIMIT_S, wait_for
@@ -51,6 +54,14 @@ def test_it_is_small_and_says_where_it_comes_from() -> None:
     assert manifest["data"]["sha256"] == SHA256
     assert manifest["val_loss"] <= (1.50 if "NVIDIA" in manifest["device"] else 1.60)
     assert {"seed", "steps", "train_loss", "curve", "versions", "device", "wall_time_s", "git_commit"} <= set(manifest)
+
+
+def test_its_known_answers_are_the_references() -> None:
+    """A checkpoint without digests makes every start slower: the reference would be asked then."""
+    checkpoint = read_checkpoint(PRETRAINED)
+    answers = known_answers(checkpoint.selftest, checkpoint.config)
+    assert answers is not None
+    assert answers == answers_of(ExactModel(checkpoint.config, checkpoint.tensors), answers.tokens)
 
 
 @pytest.mark.skipif("FOLIO_DATA" not in os.environ, reason="FOLIO_DATA names no copy of Tiny Shakespeare")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from model.checkpoint.files import CONFIG, SELFTEST, dump_json, read_checkpoint,
 from model.checkpoint.loading import load_checkpoint
 from model.checkpoint.manifest import read_manifest
 from model.config import Arithmetic
+from model.draft import FILE as DRAFT
 from model.exact.digests import NUM_TOKENS, from_cases, known_answers
 from model.exact.network import ExactModel
 from training.config import TrainingError
@@ -38,6 +40,8 @@ def upgrade_checkpoint(source: Path, out: Path, data_files: Sequence[str] | None
     manifest = {name: value for name, value in checkpoint.manifest.items() if name not in ("format", "files")}
     with writing(out):
         write_checkpoint(out, files, manifest | {"upgraded_from": checkpoint.id})
+        if (source / DRAFT).exists():  # counts of tokens, which are no part of the id
+            shutil.copyfile(source / DRAFT, out / DRAFT)
     return read_checkpoint(out).id
 
 

@@ -13,6 +13,7 @@ from model.checkpoint.files import CONFIG, SELFTEST, Checkpoint, dump_json, read
 from model.checkpoint.manifest import read_manifest
 from model.checkpoint.signature import new_private_key, public_key_text
 from model.config import GPTConfig
+from model.draft import FILE as DRAFT
 from model.exact.digests import answers_of, known_answers
 from model.exact.network import ExactModel
 from model.gpt import GPT
@@ -118,6 +119,7 @@ def old(uninterrupted: Run, tmp_path: Path) -> Checkpoint:
 
 def test_upgrade_writes_digests_into_a_copy(old: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new"
+    (old.path / DRAFT).write_bytes(b"counts")
     assert main(["upgrade", str(old.path), str(out)]) == 0
     new = read_checkpoint(out)
     assert capsys.readouterr().out == f"{out}: {new.id}\n"
@@ -125,6 +127,7 @@ def test_upgrade_writes_digests_into_a_copy(old: Checkpoint, tmp_path: Path, cap
     assert new.manifest["upgraded_from"] == old.id
     assert new.manifest["val_loss"] == 2.5
     assert (out / "model.safetensors").read_bytes() == (old.path / "model.safetensors").read_bytes()
+    assert (out / DRAFT).read_bytes() == b"counts"
     assert new.config == old.config
     assert known_answers(new.selftest, new.config) == answers_of(ExactModel(new.config, new.tensors), [*range(7)])
 
