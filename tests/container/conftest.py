@@ -51,7 +51,7 @@ def deployed(has_gpu_driver: bool, tmp_path_factory: pytest.TempPathFactory) -> 
     """The shipped file with nothing set, GPU reservation included, ready; for tests that leave it running."""
     deployment = Deployment("shipped", tmp_path_factory.mktemp("shipped"), gpu=has_gpu_driver)
     try:
-        FIGURES.append(f"up and healthy in {deployment.up():.1f} s, kernels compiled")
+        FIGURES.append(f"up and healthy in {deployment.up():.1f} s")
         yield deployment
     finally:
         deployment.down()

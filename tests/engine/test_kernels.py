@@ -82,6 +82,23 @@ def test_logits_are_the_references(name: str, cpu: str, threads: int) -> None:
         check_logits(random_model(name, seed), cpu, threads, length=1000 if cpu == NATIVE[0] else 150)
 
 
+QUIET = {"one head": 2.2, "odd": 1.2, "long": 3.0}
+"""How much less every hidden unit gets, so that ReLU leaves a few of them, as in trained models: then zeros are skipped."""
+
+
+def quiet_model(name: str) -> RandomModel:
+    model = random_model(name)
+    for layer in range(model.config.n_layer):
+        model.tensors[f"blocks.{layer}.mlp.up.bias"] -= np.float32(QUIET[name])
+    return model
+
+
+@pytest.mark.parametrize("cpu", NATIVE)
+@pytest.mark.parametrize("name", QUIET)
+def test_zeros_may_be_skipped(name: str, cpu: str) -> None:
+    check_logits(quiet_model(name), cpu, threads=2, length=60)
+
+
 @pytest.mark.parametrize("cpu", NATIVE)
 def test_probes_have_their_sums(cpu: str) -> None:
     """Vector functions too: that is how a kernel asks itself."""
@@ -121,6 +138,8 @@ def test_an_emulated_processor(cpu: str, folder: Path, monkeypatch: pytest.Monke
     use_emulated(monkeypatch, folder)
     for name in CONFIGS:
         check_logits(random_model(name), cpu, threads=1, length=40)
+    for name in QUIET:
+        check_logits(quiet_model(name), cpu, threads=1, length=40)
     for name in ("char", "wide"):
         goldens.check(golden_checkpoint(name, folder), name, lambda *asked: answers(cpu, 1, 64, *asked))
     runner = NativeRunner(checkpoint_of(random_model("odd")), rows=1, threads=1, cpu=cpu)

@@ -63,6 +63,7 @@ typedef struct {
   size_t memory_bytes;
   int attn, t_pad, d_pad, d_words; /* H * D; T and D in whole vectors; D in words */
   int digits, query_stride;        /* digits: rows of `narrow` for each item, 2 if activations have 16 bits */
+  int skips;                       /* whether zeros of `hidden` are worth looking for */
   float root;                      /* D^-0.5 */
 
   int32_t *tokens, *positions; /* (V, C), (T, C) embeddings */
@@ -77,6 +78,7 @@ typedef struct {
   float *wide, *logits;   /* (items, max(3A, 4C)), (items, V) */
   act *narrow, *hidden;   /* (items, digits, max(A, C)), (items, digits, 4C): inputs of linear layers */
   float *scales;          /* (items) of narrow or hidden */
+  int32_t *words, *num_words; /* (items, 4C / G), (items): which words of hidden are not 0 */
   int x_stride, wide_stride, logits_stride, narrow_stride, hidden_stride;
 
   Row *rows;
@@ -149,6 +151,7 @@ static size_t layout(Engine *e, char *base, Layer *layers, Scratch *scratch) {
   e->logits = take(a, items * e->logits_stride, 4), e->scales = take(a, items, 4);
   e->narrow = take(a, items * e->digits * e->narrow_stride, sizeof(act));
   e->hidden = take(a, items * e->digits * e->hidden_stride, sizeof(act));
+  e->words = take(a, items * e->hidden_stride, sizeof(int32_t)), e->num_words = take(a, items, sizeof(int32_t));
   e->rows = take(a, rows, sizeof(Row)), e->bias = take(a, rows * c.vocab_size, sizeof(double));
   e->in_prompt = take(a, rows * c.vocab_size, 1), e->counts = take(a, rows * c.vocab_size, sizeof(int32_t));
   e->histories = take(a, rows, sizeof(History)), e->slots = take(a, rows, sizeof(Slot));
@@ -230,6 +233,7 @@ static Engine *engine_create(const Config *config, const float *const *tensors) 
   if (!e) return NULL;
   Config c = e->c = *config;
   e->attn = c.n_head * c.head_size, e->root = ex_root(c.head_size), e->digits = c.wide ? 2 : 1;
+  e->skips = OFFSET_UNSIGNED == 0 && !c.gelu && !c.wide; /* with an offset a 0 is stored as something that counts */
   e->t_pad = round_up(c.block_size, LANES * 4), e->d_pad = round_up(c.head_size, LANES);
   e->d_words = round_up(c.head_size, G) / G, e->query_stride = round_up(c.head_size, 64) + 64;
   e->layers = calloc(c.n_layer, sizeof(Layer)), e->scratch = calloc(c.threads, sizeof(Scratch));

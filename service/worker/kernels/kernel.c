@@ -55,6 +55,7 @@ static void quantise_hidden(Engine *e, int m, int thread) { /* wide → hidden *
     const float *y = e->wide + (size_t)i * e->wide_stride;
     act *to = e->hidden + (size_t)i * e->digits * e->hidden_stride;
     e->scales[i] = quantise(e, y, round_up(4 * e->c.n_embd, LANES), !e->c.gelu, to, e->hidden_stride);
+    if (e->skips) e->num_words[i] = find_words(to, round_up(4 * e->c.n_embd, G) / G, e->words + (size_t)i * e->hidden_stride);
   }
 }
 
@@ -74,7 +75,9 @@ static void forward(Engine *e, int m, const int32_t *tokens, const int32_t *rows
     norm(e, l->ln2_w, l->ln2_b, m, thread), barrier(&e->team);
     run_linear(e, e->c.gelu ? GELU : RELU, &l->up, m, e->narrow, ns, e->wide, ws, thread), barrier(&e->team);
     quantise_hidden(e, m, thread), barrier(&e->team);
-    run_linear(e, ADD, &l->down, m, e->hidden, e->hidden_stride, e->x, xs, thread), barrier(&e->team);
+    if (!e->skips || !run_sparse_add(e, &l->down, m, thread))
+      run_linear(e, ADD, &l->down, m, e->hidden, e->hidden_stride, e->x, xs, thread);
+    barrier(&e->team);
   }
   if (!want_logits) return;
   norm(e, e->lnf_w, e->lnf_b, m, thread), barrier(&e->team);

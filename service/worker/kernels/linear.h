@@ -105,6 +105,53 @@ static void run_linear(const Engine *e, int kind, const Linear *l, int m, const 
   functions[e->c.wide != 0][kind](l, &a);
 }
 
+/* ---- after ReLU most activations are 0, and adding no zeros changes no sum ------------------------------------------ */
+
+INLINE int find_words(const act *x, int words, int32_t *found) { /* which words of a row are not 0; returns how many */
+  int n = 0;
+  for (int k = 0; k < words; k++) {
+    word value;
+    memcpy(&value, x + k * G, 4);
+    found[n] = k, n += value != 0;
+  }
+  return n;
+}
+
+/* One row times `vectors` vectors of outputs from `panel` on, added to the residual stream. */
+INLINE void sparse_tile(int vectors, const Linear *l, int panel, const act *x, const int32_t *found, int count, float scale, int32_t *y) {
+  vint sums[8];
+  const vbytes *w = (const vbytes *)(l->w + (size_t)panel * l->words * PANEL * G);
+#pragma GCC unroll 8
+  for (int v = 0; v < vectors; v++) sums[v] = *(const vint *)(l->start + panel * PANEL + v * LANES);
+  for (int i = 0; i < count; i++) {
+    word value;
+    memcpy(&value, x + found[i] * G, 4);
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++) sums[v] = dot(sums[v], widen(&w[((size_t)(v / 2) * l->words + found[i]) * 2 + v % 2]), value);
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < vectors; v++) {
+    int column = panel * PANEL + v * LANES;
+    finish(ADD, to_float(sums[v]), scale, l, column, y + column);
+  }
+}
+
+/* This thread's share of hidden times l. 0 if there are not enough zeros: then tiles of several rows are faster. */
+static __attribute__((noinline)) int run_sparse_add(const Engine *e, const Linear *l, int m, int thread) {
+  int64_t total = 0, panels = l->panels, threads = e->c.threads;
+  for (int i = 0; i < m; i++) total += e->num_words[i];
+  if (2 * total > (int64_t)m * l->words) return 0;
+  int panel = (int)(panels * thread / threads), last = (int)(panels * (thread + 1) / threads);
+#define ROWS(vectors) \
+  for (int i = 0; i < m; i++) \
+    sparse_tile(vectors, l, panel, e->hidden + (size_t)i * e->hidden_stride, e->words + (size_t)i * e->hidden_stride, e->num_words[i], \
+                e->scales[i], e->x + (size_t)i * e->x_stride)
+  for (; panel + 4 <= last; panel += 4) ROWS(8);
+  for (; panel < last; panel++) ROWS(2);
+#undef ROWS
+  return 1;
+}
+
 /* ---- quantising, LayerNorm ----------------------------------------------------------------------------------------- */
 
 INLINE float highest_of(const float *y, int n) { /* max |y|; n in whole vectors */
