@@ -90,7 +90,7 @@ class EngineStream:
     def submission(self, sequence: int) -> Submit:
         """What the worker is asked for, under a number of its own: all of it, or what is left after the tokens that are there."""
         r = self.request
-        return Submit(sequence, self.order, list(r.prompt), self.tokens.tolist(), r.params, r.key, list(r.guesses))
+        return Submit(sequence, self.order, list(r.prompt), self.tokens.tolist(), r.params, r.key, list(r.guesses), self.num_given)
 
     def on_tokens(self, output: Output) -> None:
         """What a step sampled."""

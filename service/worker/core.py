@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.worker.messages import Output, Submit
-from service.worker.runners.interface import Runner
+from service.worker.runners.interface import CopiesPrefixes, Runner
 from service.worker.scheduler import Scheduler
 from service.worker.sequence import Sequence
 
@@ -27,7 +27,8 @@ class EngineCore:
         self, runner: Runner, *, block_size: int, stride: int, start_token: int, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self.runner = runner
-        self.scheduler = Scheduler(runner.rows, runner.turn_rows)
+        self.copier = runner if isinstance(runner, CopiesPrefixes) else None
+        self.scheduler = Scheduler(runner.rows, runner.turn_rows, shares_prefixes=self.copier is not None)
         self.block_size = block_size
         self.stride = stride
         self.start_token = start_token
@@ -50,6 +51,7 @@ class EngineCore:
             block_size=self.block_size,
             tokens=beginning + request.generated,
             num_prompt=len(beginning),
+            num_given=request.num_given,
             order=request.order,
             key=request.key,
             guesses=request.guesses,
@@ -61,10 +63,13 @@ class EngineCore:
         self.scheduler.cancel(sequence_id)
 
     def step(self) -> StepResult:
-        """Schedule, prefill, decode, and say what came of it."""
+        """Schedule, copy, prefill, decode, and say what came of it."""
         batch = self.scheduler.schedule()
         for s in batch.admitted:
             self.runner.set_row(s.row, s.params, s.prompt, s.tokens[s.num_prompt :])
+        for copy in batch.copies:
+            assert self.copier is not None
+            self.copier.copy_prefix(copy)
         began = self.clock()
         self.runner.prefill(batch.chunks)
         prefilled = self.clock()

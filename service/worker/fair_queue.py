@@ -72,4 +72,4 @@ class FairQueue:
 
 def cost_of(sequence: Sequence) -> int:
     """Tokens that a sequence will take; nothing for one that has begun, since it has paid."""
-    return 0 if sequence.num_generated else min(sequence.num_prompt + sequence.num_remaining, MAX_COST)
+    return 0 if sequence.num_generated > sequence.num_given else min(sequence.num_prompt + sequence.num_remaining, MAX_COST)

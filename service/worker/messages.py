@@ -59,6 +59,8 @@ class Submit(Message, frozen=True):
     """Whose it is, by name: keys take turns in the queue."""
     guesses: list[int] = []
     """What all of its tokens may turn out to be; right ones make it faster, and none changes them."""
+    num_given: int = 0
+    """How many of ``generated`` came with the request, and were never sampled here."""
 
 
 class Cancel(Message, frozen=True):

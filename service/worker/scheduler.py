@@ -16,7 +16,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from service.worker.fair_queue import FairQueue
-from service.worker.runners.interface import DecodeSlot, PrefillChunk, SampledTokens
+from service.worker.prefixes import Prefixes
+from service.worker.runners.interface import DecodeSlot, PrefillChunk, PrefixCopy, SampledTokens
 from service.worker.sequence import Sequence
 
 DECODE_S = 0.010
@@ -29,9 +30,10 @@ MAX_PREFILL_TOKENS = 256
 
 @dataclass(slots=True)
 class Batch:
-    """One step: ``chunks`` to prefill, then a multi-step decode. ``slots[i]`` belongs to ``sequences[i]``."""
+    """One step: ``copies`` in their order, ``chunks`` to prefill, then a multi-step decode. ``slots[i]`` belongs to ``sequences[i]``."""
 
     admitted: list[Sequence] = field(default_factory=list)
+    copies: list[PrefixCopy] = field(default_factory=list)
     chunks: list[PrefillChunk] = field(default_factory=list)
     sequences: list[Sequence] = field(default_factory=list)
     slots: list[DecodeSlot] = field(default_factory=list)
@@ -50,12 +52,13 @@ class Batch:
 class Scheduler:
     """Holds every sequence of the engine: ``add``, ``cancel``, ``schedule``, ``update``. Checks its books when it is empty."""
 
-    def __init__(self, rows: int, turn_rows: int) -> None:
+    def __init__(self, rows: int, turn_rows: int, *, shares_prefixes: bool = False) -> None:
         self.num_rows = rows
         self.turn_rows = turn_rows
         self.num_decodes = 0
         self.newcomers_had_turn = False
         self.free_rows = list(range(rows))
+        self.prefixes = Prefixes(rows, enabled=shares_prefixes)
         self.waiting = FairQueue()
         self.prefilling: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}  # id → sequence with a row
@@ -91,6 +94,7 @@ class Scheduler:
         del self.running[sequence.id]
         if sequence in self.prefilling:
             self.prefilling.remove(sequence)
+        self.prefixes.leave_row(sequence)
         heapq.heappush(self.free_rows, sequence.row)
         sequence.row = -1
 
@@ -100,6 +104,7 @@ class Scheduler:
         self.take_turns(batch)
         while self.free_rows and self.waiting:
             batch.admitted.append(self.admit(self.waiting.pop()))
+        batch.copies = self.prefixes.schedule(self.prefilling, self.running.values())
         self.schedule_prefill(batch)
         batch.sequences = self.next_turn()
         if batch.sequences:
@@ -131,21 +136,21 @@ class Scheduler:
         """Give the lowest free row to a sequence that has left the queue."""
         sequence.row = heapq.heappop(self.free_rows)
         self.running[sequence.id] = sequence
+        self.prefixes.enter_row(sequence)
         if not sequence.is_ready:
             self.prefilling.append(sequence)
         return sequence
 
     def schedule_prefill(self, batch: Batch) -> None:
-        """Chunks for the first sequences in line, as far as the budget goes."""
+        """Chunks for the first sequences in line, as far as the budget goes. Those that will copy wait in line."""
         budget = max(1, min(MAX_PREFILL_TOKENS, int(PREFILL_S / self.prefill_token_s)))
-        while budget > 0 and self.prefilling:
-            sequence = self.prefilling[0]
-            chunk = sequence.next_chunk(budget)
-            batch.chunks.append(chunk)
-            sequence.num_cached += len(chunk.tokens)
-            budget -= len(chunk.tokens)
-            if sequence.is_ready:
-                self.prefilling.popleft()
+        for sequence in self.prefilling:
+            if budget > 0 and not sequence.is_ready and not self.prefixes.must_wait(sequence):
+                chunk = sequence.next_chunk(budget)
+                batch.chunks.append(chunk)
+                sequence.num_cached += len(chunk.tokens)
+                budget -= len(chunk.tokens)
+        self.prefilling = deque(s for s in self.prefilling if not s.is_ready)
 
     def next_turn(self) -> list[Sequence]:
         """At most ``turn_rows`` sequences that are ready: newcomers at every second turn at most, otherwise those that waited longest."""

@@ -30,6 +30,8 @@ class Sequence:
     tokens: list[int]
     num_prompt: int
     """Tokens before the first generated one: the prompt's length, or 1 for the start token."""
+    num_given: int = 0
+    """Generated tokens that came with the request."""
     order: int = 0
     """When it first came: earlier ones of the same key run before it."""
     key: str = ""
@@ -68,6 +70,16 @@ class Sequence:
     def last_position(self) -> int:
         """Position of the last token in the window: how many tokens must be cached before it can be decoded."""
         return len(self.tokens) - self.start - 1
+
+    @property
+    def window(self) -> list[int]:
+        """The tokens that must be cached before it can be decoded: all in the window but the last."""
+        return self.tokens[self.start : self.start + self.last_position]
+
+    @property
+    def cached_tokens(self) -> list[int]:
+        """The tokens that are cached, from position 0 on."""
+        return self.tokens[self.start : self.start + self.num_cached]
 
     @property
     def is_ready(self) -> bool:

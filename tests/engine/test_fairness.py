@@ -12,11 +12,12 @@ from model.params import SamplingParams
 from service.engine.errors import QueueFull
 from service.engine.interface import EngineOptions
 from service.worker.core import EngineCore
-from service.worker.fair_queue import MAX_COST, QUANTUM, FairQueue
+from service.worker.fair_queue import MAX_COST, QUANTUM, FairQueue, cost_of
 from service.worker.messages import Submit
 from service.worker.sequence import Sequence
 from tests.engine.conftest import BLOCK, Driver, MakeCore, random_request
 from tests.engine.engines import request, run, running
+from tests.engine.kernels import ENGINES
 from tests.engine.test_scheduler import make
 
 
@@ -117,16 +118,27 @@ def test_more_keys_than_rows_take_their_rows_as_they_become_free() -> None:
     assert order == [0, 1, 2, 3, 4, 5]
 
 
+def test_what_a_request_gives_as_generated_is_not_what_it_has_paid_for() -> None:
+    """Or whoever gave one token would never wait for a turn. A sequence that is rebuilt has paid."""
+    params = SamplingParams(max_new_tokens=100)
+
+    def cost(generated: int, given: int) -> int:
+        tokens = [1] * (4 + generated)
+        return cost_of(Sequence(1, [1] * 4, params, stride=8, block_size=16, tokens=tokens, num_prompt=4, num_given=given))
+
+    assert (cost(0, 0), cost(30, 30), cost(31, 30)) == (104, 74, 0)
+
+
 def test_turns_change_no_byte(make_core: MakeCore) -> None:
     """A sequence that gave its row up is rebuilt from its tokens."""
     rng = random.Random(14)
     requests = [random_request(rng) for _ in range(24)]
     requests = [(prompt, replace(params, max_new_tokens=rng.randint(BLOCK, 2 * BLOCK))) for prompt, params in requests]
-    golden = Driver(make_core("native", "float32", rows=1))
+    golden = Driver(make_core(ENGINES[0], rows=1))
     for number, each in enumerate(requests):
         golden.submit(number, each)
         golden.run()
-    driver = Driver(make_core("native", "float32", rows=3))
+    driver = Driver(make_core(ENGINES[0], rows=3))
     admitted: Counter[int] = Counter()
     for number, (prompt, params) in enumerate(requests):
         driver.tokens[number], driver.logprobs[number] = [], []

@@ -112,6 +112,18 @@ void EXPORT(set_row)(Engine *e, int row, const Row *r, int n_bias, const int32_t
   for (int i = n_generated > LONGEST ? n_generated - LONGEST : 0; i < n_generated; i++) remember(h, generated[i]);
 }
 
+/* The first `positions` of row `source`'s cache become those of row `target`. What it has behind them is overwritten before it is seen. */
+void EXPORT(copy_prefix)(Engine *e, int source, int target, int positions) {
+  size_t keys = (size_t)(round_up(positions, LANES) / LANES) * e->block, values = (size_t)round_up(positions, G) * e->d_pad;
+  for (int layer = 0; layer < e->c.n_layer; layer++)
+    for (int head = 0; head < e->c.n_head; head++) {
+      size_t of_layer = (size_t)layer * e->c.rows, h = e->c.n_head;
+      int8_t *from = e->cache + ((of_layer + source) * h + head) * e->head_bytes;
+      int8_t *to = e->cache + ((of_layer + target) * h + head) * e->head_bytes;
+      memcpy(to, from, keys), memcpy(to + e->values, from + e->values, values);
+    }
+}
+
 /* Where the row's next decode step goes on. */
 void EXPORT(set_cursor)(Engine *e, int row, int32_t token, int32_t position) {
   e->rows[row].token = token, e->rows[row].position = position;

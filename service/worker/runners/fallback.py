@@ -12,7 +12,7 @@ from model.exact.network import Cache, ExactModel
 from model.exact.probes import reference_sum
 from model.params import SamplingParams
 from model.sampling import log_probabilities, rank_tokens, sample
-from service.worker.runners.interface import DecodeSlot, PrefillChunk, SampledTokens, Speculation, TokenLogprobs
+from service.worker.runners.interface import DecodeSlot, PrefillChunk, PrefixCopy, SampledTokens, Speculation, TokenLogprobs
 
 
 class ReferenceRunner:
@@ -34,6 +34,12 @@ class ReferenceRunner:
     def set_row(self, row: int, params: SamplingParams, prompt: Sequence[int], generated: Sequence[int]) -> None:
         """See `Runner`."""
         self.params[row], self.prompts[row], self.generated[row] = params, list(prompt), list(generated)
+
+    def copy_prefix(self, copy: PrefixCopy) -> None:
+        """See `CopiesPrefixes`."""
+        source, target, n = self.caches[copy.source], self.caches[copy.target], copy.num_tokens
+        target.values[..., :n, :] = source.values[..., :n, :]
+        target.scales[..., :n] = source.scales[..., :n]
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> None:
         """See `Runner`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,15 @@ class PrefillChunk:
     row: int
     start: int
     tokens: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixCopy:
+    """What one row has cached of its first ``num_tokens`` positions, another gets too: their tokens there are the same."""
+
+    source: int
+    target: int
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +94,7 @@ class Runner(Protocol):
         ...
 
     def set_row(self, row: int, params: SamplingParams, prompt: Sequence[int], generated: Sequence[int]) -> None:
-        """Give a row to a request with this history. Its cache is empty."""
+        """Give a row to a request with this history."""
         ...
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> None:
@@ -106,4 +115,13 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free everything."""
+        ...
+
+
+@runtime_checkable
+class CopiesPrefixes(Protocol):
+    """A runner whose rows can share what they have computed. A row's cache stays as it was written, also while nobody has the row."""
+
+    def copy_prefix(self, copy: PrefixCopy) -> None:
+        """Copy keys and values from row to row."""
         ...

@@ -14,7 +14,15 @@ from model.draft import Draft
 from model.params import SamplingParams
 from service.worker.kernels.build import NativeUnavailable, instruction_sets, load
 from service.worker.kernels.structures import Config, Row, address, int32, pointer
-from service.worker.runners.interface import DecodeSlot, PrefillChunk, RunnerUnavailable, SampledTokens, Speculation, TokenLogprobs
+from service.worker.runners.interface import (
+    DecodeSlot,
+    PrefillChunk,
+    PrefixCopy,
+    RunnerUnavailable,
+    SampledTokens,
+    Speculation,
+    TokenLogprobs,
+)
 
 MAX_PREFILL = 128
 """Tokens of one step: enough for full register tiles, few enough to stay in the processor's cache."""
@@ -67,7 +75,7 @@ class Kernel:
 
         self.create, self.destroy = function("create", ctypes.c_void_p), function("destroy")
         self.cache_bytes = function("cache_bytes", ctypes.c_int64)
-        self.set_row, self.set_cursor = function("set_row"), function("set_cursor")
+        self.set_row, self.set_cursor, self.copy_prefix = function("set_row"), function("set_cursor"), function("copy_prefix")
         self.step, self.decode = function("step"), function("decode")
         self.teach, self.draft_counts = function("teach"), function("draft_counts")
         self.probe = function("probe", ctypes.c_uint64)
@@ -166,6 +174,10 @@ class NativeRunner:
             pointer(after),
         )
 
+    def copy_prefix(self, copy: PrefixCopy) -> None:
+        """See `CopiesPrefixes`."""
+        self.kernel.copy_prefix(self.engine, copy.source, copy.target, copy.num_tokens)
+
     def prefill(self, chunks: Sequence[PrefillChunk]) -> None:
         """See `Runner`."""
         items = items_of(chunks)
@@ -187,27 +199,12 @@ class NativeRunner:
         out, passes = np.zeros((len(slots), most), np.int32), np.zeros(len(slots), np.int32)
         logprobs = np.zeros((len(slots), most, 1 + 2 * widest), np.float64) if widest >= 0 else None
         hints = guesses_of(slots, most)
-        self.kernel.decode(
-            self.engine,
-            len(slots),
-            pointer(rows),
-            pointer(steps),
-            most,
-            address(hints),
-            pointer(out),
-            pointer(passes),
-            address(logprobs),
-            0 if logprobs is None else logprobs.shape[2],
-        )
+        stride = 0 if logprobs is None else logprobs.shape[2]
+        written = pointer(out), pointer(passes), address(logprobs), stride
+        self.kernel.decode(self.engine, len(slots), pointer(rows), pointer(steps), most, address(hints), *written)
         tokens = out.tolist()
-        return [
-            SampledTokens(
-                tokens[i][: s.num_steps],
-                None if logprobs is None else self.read_logprobs(logprobs[i, : s.num_steps], s.row),
-                int(passes[i]),
-            )
-            for i, s in enumerate(slots)
-        ]
+        read = [None if logprobs is None else self.read_logprobs(logprobs[i, : s.num_steps], s.row) for i, s in enumerate(slots)]
+        return [SampledTokens(tokens[i][: s.num_steps], read[i], int(passes[i])) for i, s in enumerate(slots)]
 
     def read_logprobs(self, values: NDArray[np.float64], row: int) -> list[TokenLogprobs] | None:
         """(steps, 1 + 2n) of (sampled, id, value, id, value, …) as tuples."""
