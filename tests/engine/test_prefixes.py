@@ -175,7 +175,7 @@ def test_no_byte_moves(make_core: MakeCore, long_checkpoint: Checkpoint, engine:
     rng = random.Random(6)
     beginnings = [[rng.randrange(12) for _ in range(length)] for length in (40, 90, LONG_BLOCK + 7)]
     requests: list[Request] = []
-    for number in range(6 if engine == "reference" else 24):
+    for number in range(6 if engine in ("reference", "torch") else 24):
         prompt = [*rng.choice(beginnings), *(rng.randrange(12) for _ in range(rng.randrange(4)))]
         params = SamplingParams(max_new_tokens=rng.choice([4, 20, 60]), seed=number, num_logprobs=2, frequency_penalty=0.2)
         requests.append((prompt, params))

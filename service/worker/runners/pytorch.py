@@ -18,7 +18,15 @@ from model.exact import probes
 from model.params import SamplingParams
 from model.uniform import u53_tensor
 from service.worker.runners import torch_arithmetic as ar
-from service.worker.runners.interface import DecodeSlot, PrefillChunk, RunnerUnavailable, SampledTokens, Speculation, TokenLogprobs
+from service.worker.runners.interface import (
+    DecodeSlot,
+    PrefillChunk,
+    PrefixCopy,
+    RunnerUnavailable,
+    SampledTokens,
+    Speculation,
+    TokenLogprobs,
+)
 from service.worker.runners.torch_network import TorchNetwork
 from service.worker.runners.torch_sampling import SamplerState, log_probabilities, sample
 
@@ -65,6 +73,12 @@ class TorchRunner:
         """See `Runner`."""
         self.params[row] = params
         self.state.set_row(row, params, prompt, generated)
+
+    @torch.inference_mode()
+    def copy_prefix(self, copy: PrefixCopy) -> None:
+        """See `CopiesPrefixes`."""
+        for cached in (self.network.cache, self.network.scales):  # (L, 2, rows, H, T, …)
+            cached[:, :, copy.target, :, : copy.num_tokens] = cached[:, :, copy.source, :, : copy.num_tokens]
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> None:
         """See `Runner`."""
