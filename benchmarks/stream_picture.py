@@ -2,8 +2,9 @@
 
     python -m benchmarks.stream_picture [--out docs/stream.svg] [--tokens 600] [--seed 7]
 
-Every chunk of text appears in the picture when it came; a pause of more than three seconds is shortened, and the picture says so. What it
-says at its end, that the text is the one that an undisturbed run gives, is checked before it is drawn.
+Every chunk of text appears in the picture in the order and at the pace in which it came; a stream too fast to be seen is slowed down, a
+pause of more than three seconds is shortened, and the picture says both. What it says at its end, that the text is the one that an
+undisturbed run gives, is checked before it is drawn.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ LINE, CHARACTER, MARGIN, WIDTH = 19, 8.43, 24, 760
 """Pixels: height of a line, width of a character at 14 px, the border, the picture."""
 LONGEST_PAUSE_S = 3.0
 """A longer one is shown as this long, and the picture says so."""
+WRITING_S = 6.0
+"""A faster stream is shown so much slower that its writing takes this long, and the picture says so."""
 HOLD_S = 4.0
 """How long the whole text stands before it begins again."""
 
@@ -86,11 +89,11 @@ def worker_of(pid: int) -> int:
 
 def draw(recording: Recording) -> str:
     """The picture. Without animation it shows its last moment."""
-    back, pause_s = longest_pause(recording)
+    true_back, pause_s = longest_pause(recording)
     shown_s = min(pause_s, LONGEST_PAUSE_S)
-    later = [replace(chunk, at_s=chunk.at_s - pause_s + shown_s) for chunk in recording.chunks if chunk.index >= back.index]
-    recording = replace(recording, chunks=[*(chunk for chunk in recording.chunks if chunk.index < back.index), *later])
-    back = later[0]
+    slower = max(1, round(WRITING_S / (recording.chunks[-1].at_s - pause_s)))
+    recording = paced(recording, true_back, pause_s, shown_s, slower)
+    back = next(chunk for chunk in recording.chunks if chunk.index == true_back.index)
     total = recording.chunks[-1].at_s + HOLD_S
     rows: list[str] = [appearing(0, 0, 0.0, f'$ curl -N :8000/generate -d \'{{"prompt":"{PROMPT}","seed":7,…}}\'', "dim")]
     line, column = 2, len(PROMPT)
@@ -104,9 +107,15 @@ def draw(recording: Recording) -> str:
                 rows.append(appearing(line, column, chunk.at_s, part, kind))
                 column += len(part)
     bottom = line + 2
-    shortened = f"   # {pause_s:.1f} s until the next character, shown as {shown_s:.0f} s" if pause_s > shown_s else ""
+    shortened = f"   # {pause_s:.1f} s until the next character" + (f", shown as {shown_s:.0f} s" if pause_s > shown_s else "")
+    slowed = f"   # shown {slower} times slower than it came" if slower > 1 else ""
     stages = [
-        (0.0, recording.killed_s, "dim", f"worker {recording.old_worker} writes"),
+        (
+            0.0,
+            recording.killed_s,
+            "dim",
+            f"worker {recording.old_worker} writes" + slowed,
+        ),
         (recording.killed_s, back.at_s, "loss", f"$ kill -9 {recording.old_worker}" + shortened),
         (back.at_s, recording.chunks[-1].at_s, "new", f"worker {recording.new_worker} goes on, in the same stream"),
         (recording.chunks[-1].at_s, total, "new", f"the same bytes as without the kill: SHA-256 {recording.text_sha256[:16]}"),
@@ -124,6 +133,16 @@ text {{ font: 14px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace;
 {chr(10).join(rows)}
 </svg>
 """
+
+
+def paced(recording: Recording, back: Chunk, pause_s: float, shown_s: float, slower: int) -> Recording:
+    """The same with other times: writing takes ``slower`` times as long, the pause before ``back`` only ``shown_s``."""
+
+    def time_of(chunk: Chunk) -> float:
+        return chunk.at_s * slower if chunk.index < back.index else (chunk.at_s - pause_s) * slower + shown_s
+
+    chunks = [replace(chunk, at_s=time_of(chunk)) for chunk in recording.chunks]
+    return replace(recording, chunks=chunks, killed_s=min(recording.killed_s, back.at_s - pause_s) * slower)
 
 
 def longest_pause(recording: Recording) -> tuple[Chunk, float]:
