@@ -22,7 +22,7 @@ log = logging.getLogger("folio.engine")
 HANG_S = 3.0
 LOAD_S = 180.0
 """Longest silence of a worker, once it serves and while it loads; while it loads it reports its progress."""
-MAX_DEATHS = 8
+MAX_DEATHS, CAREFUL_AFTER = 8, 2  # in a row; then no GPU is tried any more: a driver that crashes gives no other sign
 MAX_BACKOFF_S = 1.0
 
 
@@ -62,8 +62,7 @@ class Supervisor:
         self.closing = False
         self.deaths = 0  # in a row, without a token between them
         self.restarts = 0
-        self.steps = 0
-        self.running = self.batch_size = 0
+        self.steps = self.running = self.batch_size = 0
         self.speculation = Speculation()
         self.stepped = 0.0
         self.task: asyncio.Task[None] | None = None
@@ -91,6 +90,8 @@ class Supervisor:
             if self.deaths >= (MAX_DEATHS if self.checkpoint else self.attempts):
                 self.give_up(self.last_words(ending))
                 break
+            if self.deaths == CAREFUL_AFTER:
+                self.start_message = self.start_message.but_without("cuda")
             self.message = ending
             self.restarts += 1
             await asyncio.sleep(min(MAX_BACKOFF_S, 0.05 * 2 ** (self.deaths - 1)) if self.deaths > 1 else 0)
@@ -154,7 +155,7 @@ class Supervisor:
             case Ready():
                 self.on_ready(message)
             case Broken():
-                self.on_broken(message.reason)
+                self.on_broken(message.reason, message.kernels)
 
     def on_step(self, step: Step) -> None:
         """Hand every stream what it sampled. A stream that was withdrawn meanwhile has no key any more."""
@@ -181,7 +182,7 @@ class Supervisor:
         if is_other or served.id != (self.expected_id or served.id):
             self.on_broken(f"the checkpoint {self.start_message.checkpoint} has changed on the disk: promote it under its new id")
             return
-        self.checkpoint = self.checkpoint or served
+        self.checkpoint = served  # the same one, perhaps on other kernels
         self.state, self.message = "running", "ready"
         self.stepped = time.monotonic()
         for stream in sorted(self.streams, key=lambda s: s.order):
@@ -189,9 +190,10 @@ class Supervisor:
                 self.send(stream)
         self.settled.set()
 
-    def on_broken(self, reason: str) -> None:
+    def on_broken(self, reason: str, kernels: str = "") -> None:
         """The worker says that it cannot serve: final if none has served yet, else a death like any other."""
         self.broken = reason
+        self.start_message = self.start_message.but_without(kernels)
         if self.checkpoint is None:
             self.give_up(reason)
         elif self.worker is not None:
@@ -203,8 +205,7 @@ class Supervisor:
         """Generate for a stream, or go on with it; it waits here while there is no worker."""
         self.streams.add(stream)
         if not stream.started and stream not in self.queue_timers:
-            loop = asyncio.get_running_loop()
-            self.queue_timers[stream] = loop.call_later(self.queue_timeout_s, self.on_queue_timeout, stream)
+            self.queue_timers[stream] = asyncio.get_running_loop().call_later(self.queue_timeout_s, self.on_queue_timeout, stream)
         if self.state == "failed":
             stream.fail(EngineFailed(self.message))
         elif self.state == "running":
@@ -212,8 +213,7 @@ class Supervisor:
 
     def send(self, stream: EngineStream) -> None:
         """Submit a stream to the worker, under a new key: outputs that still come under an old one are ignored."""
-        if self.worker is None:
-            return
+        assert self.worker is not None
         self.next_key += 1
         self.keys[stream], self.by_key[self.next_key] = self.next_key, stream
         self.worker.send(stream.submission(self.next_key))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import select
 import signal
 import socket
@@ -17,6 +18,7 @@ import traceback
 from model.checkpoint.manifest import CheckpointError
 from service.worker.core import EngineCore
 from service.worker.messages import VERSION, Broken, Cancel, Heartbeat, Loading, Message, Start, Step, Submit, Unframer, frame, to_worker
+from service.worker.runners.interface import RunnerLost
 from service.worker.selftest import SelfTestError
 from service.worker.startup import UnusableError, load
 
@@ -28,7 +30,7 @@ class SocketClosedError(Exception):
     """The API process has closed its end: time to leave."""
 
 
-EXPECTED = (CheckpointError, UnusableError, SelfTestError)
+EXPECTED = (CheckpointError, UnusableError, SelfTestError, RunnerLost)
 """What a checkpoint, a setting or a machine is at fault for, in words for people."""
 
 
@@ -72,7 +74,11 @@ class Worker:
             self.send(Broken(reason))
             return
         self.send(ready)
-        self.main_loop(self.core)
+        try:
+            self.main_loop(self.core)
+        except RunnerLost as error:
+            self.send(Broken(f"{ready.kernels}: {error}", ready.device))
+            os._exit(1)  # a card that does not answer would hold up an orderly end too
 
     def main_loop(self, core: EngineCore) -> None:
         """Receive without waiting while there is work; a heartbeat while there is none."""

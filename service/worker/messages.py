@@ -45,6 +45,12 @@ class Start(Message, frozen=True):
     """Whether passes of the model check guesses of the tokens to come."""
     trusted_keys: list[str] | None = None
     """Public keys, one of which must have signed the checkpoint; None asks for no signature."""
+    without: tuple[str, ...] = ()
+    """Kernels that failed a worker before this one: not to be tried again, all others give the same bytes."""
+
+    def but_without(self, kernels: str) -> Start:
+        """The same for a successor, which leaves these kernels alone too."""
+        return msgspec.structs.replace(self, without=tuple(dict.fromkeys(filter(None, (*self.without, kernels)))))
 
 
 class Submit(Message, frozen=True):
@@ -96,9 +102,11 @@ class Ready(Message, frozen=True):
 
 
 class Broken(Message, frozen=True):
-    """The worker cannot serve and leaves; trying again would not help."""
+    """The worker cannot serve and leaves; trying again would not help, or not with these kernels."""
 
     reason: str
+    kernels: str = ""
+    """Those that failed while they served, as ``--kernels`` calls them."""
 
 
 class Output(msgspec.Struct, frozen=True, array_like=True, gc=False):

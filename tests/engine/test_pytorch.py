@@ -137,7 +137,9 @@ def test_rows_follow_the_memory_of_the_card(checkpoint: Checkpoint, monkeypatch:
     ("device", "kernels", "cpu", "has_gpu", "expected"),
     [
         ("auto", "auto", "auto", False, ["native", "torch", "reference"]),
-        ("auto", "auto", "auto", True, ["native", "torch", "torch", "reference"]),
+        ("auto", "auto", "auto", True, ["cuda", "native", "torch", "torch", "reference"]),
+        ("auto", "cuda", "auto", False, ["cuda"]),
+        ("cuda", "auto", "auto", True, ["cuda", "torch"]),
         ("auto", "torch", "auto", True, ["torch", "torch"]),
         ("cpu", "torch", "auto", True, ["torch"]),
         ("auto", "auto", "generic", True, ["native"]),
@@ -149,6 +151,17 @@ def test_which_engines_are_tried(
     monkeypatch.setattr(startup, "gpu_is_expected", lambda: has_gpu)
     start = Start(**{**START, "device": device, "kernels": kernels, "cpu": cpu})  # type: ignore[arg-type]
     assert [name for name, _ in startup.candidates(start, checkpoint)] == expected
+
+
+@pytest.mark.parametrize("kernels", ["auto", "cuda"])
+def test_what_failed_while_it_served_is_left_alone(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, kernels: str) -> None:
+    """Also where it was asked for by name: streams that have begun go on, with the same bytes."""
+    monkeypatch.setattr(startup, "gpu_is_expected", lambda: True)
+    start = Start(**START, device="auto", kernels=kernels, cpu="auto").but_without("").but_without("cuda").but_without("cuda")  # type: ignore[arg-type]
+    assert start.without == ("cuda",)
+    names = [name for name, _ in startup.candidates(start, checkpoint)]
+    assert names[0] == "native"
+    assert "cuda" not in names
 
 
 START = {"version": 0, "checkpoint": "", "threads": 1, "stride": 0, "max_batch": 4}

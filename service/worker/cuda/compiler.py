@@ -6,8 +6,11 @@ import ctypes
 import hashlib
 import os
 import re
+import shutil
 import stat
+import subprocess
 import sys
+import tempfile
 from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
 from pathlib import Path
 
@@ -17,6 +20,7 @@ FLAGS = ("--std=c++17", "--fmad=false", "--prec-div=true", "--prec-sqrt=true", "
 """One rounding for each operation. What arithmetic.h uses is never fused; the flags hold for what a compiler may write instead."""
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
 """Turing to Blackwell: what CUDA 13 compiles for, and machine code is shipped for."""
+NVCC_TIMEOUT_S = 300
 SHIPPED = SOURCES / "cubins"
 """Machine code that came with the package, built by `python -m service.worker.cuda.build`."""
 
@@ -90,10 +94,35 @@ class Nvrtc:
         return major.value, minor.value
 
 
-def key_of(name: str, arch: str, options: list[str]) -> str:
-    """Names a build: everything that its machine code depends on but the compiler, whose choice changes no bit."""
+def nvcc(name: str, arch: str, options: list[str]) -> bytes:
+    """A cubin by the toolkit's compiler, where there is one. Raises CompileError."""
+    if not (found := shutil.which("nvcc")):
+        raise CompileError("no nvcc")
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "code.cubin"
+        command = [found, "--cubin", f"--gpu-architecture={arch}", *FLAGS, *options, "--output-file", str(output), str(SOURCES / name)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=NVCC_TIMEOUT_S, check=False)
+        if done.returncode:
+            raise CompileError(f"nvcc could not compile {name} for {arch}: {done.stderr.strip().splitlines()[-1:]}")
+        return output.read_bytes()
+
+
+def compile_code(name: str, arch: str, options: list[str]) -> bytes:
+    """A cubin by NVRTC, or else by nvcc. Raises CompileError."""
+    try:
+        return Nvrtc().compile(name, arch, options)
+    except CompileError as error:
+        try:
+            return nvcc(name, arch, options)
+        except (CompileError, OSError, subprocess.TimeoutExpired):
+            raise error from None
+
+
+def file_of(name: str, arch: str, options: list[str]) -> str:
+    """Names a build by all that its machine code depends on but the compiler, whose choice changes no bit."""
     texts = [(SOURCES / file).read_bytes() for file in (name, *HEADERS)]
-    return hashlib.sha256(b"\0".join([*texts, repr((arch, FLAGS, options)).encode()])).hexdigest()[:24]
+    key = hashlib.sha256(b"\0".join([*texts, repr((arch, FLAGS, options)).encode()])).hexdigest()[:24]
+    return f"{name.removesuffix('.cu')}-{arch}-{key}.cubin"
 
 
 def is_ours(path: Path) -> bool:
@@ -104,11 +133,11 @@ def is_ours(path: Path) -> bool:
 
 def machine_code(name: str, arch: str, options: list[str], cache: Path) -> bytes:
     """A cubin: shipped, cached, or compiled now and kept. Raises CompileError."""
-    file = f"{name.removesuffix('.cu')}-{arch}-{key_of(name, arch, options)}.cubin"
+    file = file_of(name, arch, options)
     for path in (SHIPPED / file, cache / file):
         if path.is_file() and is_ours(path) and is_ours(path.parent):
             return path.read_bytes()
-    code = Nvrtc().compile(name, arch, options)
+    code = compile_code(name, arch, options)
     keep(cache / file, code)
     return code
 

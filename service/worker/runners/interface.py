@@ -19,6 +19,10 @@ class RunnerUnavailable(RuntimeError):
     """This machine cannot run it; the message says why, and what would help."""
 
 
+class RunnerLost(RuntimeError):
+    """What it runs on has failed, and this process cannot use it any more; the message says what happened."""
+
+
 TokenLogprobs = tuple[float, list[tuple[int, float]]]
 """The sampled token's log-probability, and (id, log-probability) of the most probable tokens, best first."""
 

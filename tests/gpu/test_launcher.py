@@ -1,0 +1,151 @@
+"""The launcher on a driver without a GPU: right tokens, each call failing in turn, cards that are missing, too old, too small, wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.checkpoint.files import Checkpoint
+from model.exact.digests import known_answers
+from model.exact.network import Cache, ExactModel
+from model.params import SamplingParams
+from model.sampling import sample
+from service.worker import selftest
+from service.worker.cuda import card as card_module
+from service.worker.cuda import driver
+from service.worker.cuda.driver import SIGNATURES, CudaError
+from service.worker.cuda.launches import Plan
+from service.worker.runners.cuda import CudaRunner
+from service.worker.runners.interface import DecodeSlot, PrefillChunk, RunnerUnavailable
+from tests.golden.models import golden_checkpoint
+from tests.gpu.fake import build_fake, fake_driver
+
+pytestmark = pytest.mark.needs("sm_90")
+ROWS = 3
+AT_THE_START = [
+    name
+    for name in SIGNATURES
+    if not name.startswith(("cuGraph", "cuStreamBegin", "cuStreamEnd", "cuLaunch", "cuMemcpyDtoH", "cuGetError"))
+]
+LATER = [
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuGraphDestroy",
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuLaunchKernel",
+]
+QUIET = {"cuDevicePrimaryCtxRelease_v2"}
+"""What it says no longer matters."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return golden_checkpoint("char", tmp_path_factory.mktemp("golden"))
+
+
+@pytest.fixture(scope="module")
+def library(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_fake(Plan(checkpoint.config), tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cubins")
+
+
+def generate(runner: CudaRunner, requests: Sequence[tuple[list[int], SamplingParams]], bursts: Sequence[int]) -> list[list[int]]:
+    """Tokens of requests that decode together, a request a row."""
+    out: list[list[int]] = [[] for _ in requests]
+    for row, (prompt, params) in enumerate(requests):
+        runner.set_row(row, params, prompt, [])
+    runner.prefill([PrefillChunk(row, 0, prompt[:-1]) for row, (prompt, _) in enumerate(requests)])
+    for steps in bursts:
+        texts = [[*prompt, *tokens] for (prompt, _), tokens in zip(requests, out, strict=True)]
+        slots = [DecodeSlot(row, text[-1], len(text) - 1, steps - row % 2) for row, text in enumerate(texts)]
+        for tokens, sampled in zip(out, runner.decode(slots), strict=True):
+            tokens += sampled.tokens
+    return out
+
+
+def test_it_gives_the_references_logits_and_tokens(checkpoint: Checkpoint, library: Path, cache: Path) -> None:
+    with fake_driver(library):
+        runner = CudaRunner(checkpoint, rows=ROWS, cache=cache)
+        reference = ExactModel(checkpoint.config, checkpoint.tensors)
+        tokens = np.arange(20) % checkpoint.config.vocab_size
+        wanted = reference.logits(reference.hidden(tokens[None], Cache(checkpoint.config)))[0]
+        assert (runner.logits([PrefillChunk(1, 0, tokens.tolist())]).view(np.int32) == wanted.view(np.int32)).all()
+        requests = [([1, 2, 3], SamplingParams(seed=row, top_k=9, num_logprobs=row - 1 if row else None)) for row in range(ROWS)]
+        for (prompt, params), found in zip(requests, generate(runner, requests, (2, 9, 1)), strict=True):
+            text: list[int] = []
+            for token in found:
+                assert token == sample(reference.next_logits([*prompt, *text]), params, prompt, text)
+                text.append(token)
+        runner.close()
+
+
+def test_it_passes_the_self_test(checkpoint: Checkpoint, library: Path, cache: Path) -> None:
+    with fake_driver(library):
+        runner = CudaRunner(checkpoint, rows=ROWS, cache=cache)
+        assert known_answers(checkpoint.selftest, checkpoint.config) is not None
+        selftest.run(runner, checkpoint)
+        assert runner.kernels == "cuda-sm_90 on no GPU: kernels emulated on this CPU"
+
+
+def test_a_card_of_another_arithmetic_is_refused(checkpoint: Checkpoint, library: Path, cache: Path) -> None:
+    with fake_driver(library, "bit=40"):
+        runner = CudaRunner(checkpoint, rows=ROWS, cache=cache)
+        with pytest.raises(selftest.SelfTestError, match="wrong on this machine"):
+            selftest.run(runner, checkpoint)
+
+
+@pytest.mark.parametrize("name", [name for name in AT_THE_START if name not in QUIET])
+def test_a_call_that_fails_at_the_start_is_a_line(name: str, checkpoint: Checkpoint, library: Path, cache: Path) -> None:
+    with fake_driver(library, f"{name.removesuffix('_v2')}=999"), pytest.raises(RunnerUnavailable) as caught:
+        CudaRunner(checkpoint, rows=ROWS, cache=cache)
+    assert str(caught.value).startswith("cuda: ")
+    assert name in str(caught.value)
+    assert "CUDA_ERROR_UNKNOWN (999)" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_an_error_later_stays(name: str, checkpoint: Checkpoint, library: Path, cache: Path) -> None:
+    """As with a real card: what fails once fails from then on, so the process has to go."""
+    with fake_driver(library, f"{name.removesuffix('_v2')}=700@1"):
+        runner = CudaRunner(checkpoint, rows=ROWS, cache=cache)
+        for _ in range(2):
+            with pytest.raises(CudaError, match="CUDA_ERROR_ILLEGAL_ADDRESS"):
+                runner.decode([DecodeSlot(0, 1, 0, 2)])
+
+
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [
+        ("none", "shows no GPU"),
+        ("old", "driver 580 or newer"),
+        ("volta", "compute capability 7.0; CUDA 13 needs 7.5"),
+        ("small", "lower --max-batch"),
+        ("cuModuleLoadData=209", "CUDA_ERROR_NO_BINARY_FOR_GPU"),
+    ],
+)
+def test_a_card_that_will_not_do_is_a_line(faults: str, message: str, checkpoint: Checkpoint, library: Path, cache: Path) -> None:
+    with fake_driver(library, faults), pytest.raises(RunnerUnavailable, match=message):
+        CudaRunner(checkpoint, rows=500 if faults == "small" else ROWS, cache=cache)
+
+
+def test_a_card_that_never_answers_is_left(checkpoint: Checkpoint, library: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(card_module, "LIMIT_S", 0.05)
+    with fake_driver(library, "hang"):
+        runner = CudaRunner(checkpoint, rows=ROWS, cache=cache)
+        with pytest.raises(CudaError, match="has not answered"):
+            runner.decode([DecodeSlot(0, 1, 0, 2)])
+
+
+def test_no_driver_is_a_line(checkpoint: Checkpoint, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "LIBRARY", "libcuda-of-no-machine.so.1")
+    with pytest.raises(RunnerUnavailable, match="no NVIDIA driver"):
+        CudaRunner(checkpoint, rows=ROWS, cache=cache)
