@@ -1,9 +1,11 @@
-# Two images from one file: `service` serves the checkpoint that ships with it, `training` makes others. They share every large layer.
+# Two images from one file: `service` serves the checkpoint that ships with it, without torch; `training` makes others, and is the same and
+# torch beside it.
 #
 #   docker build --target service --tag folio-service .
 #   docker build --target training --tag folio-training .
 #
-# torch's wheels bring CUDA, so NVIDIA's smallest base image is enough; any Debian or Ubuntu with Python 3.11 or newer will do instead.
+# The driver is the host's, and all of CUDA that is needed comes with Python's packages, so NVIDIA's smallest base image is enough; any Debian
+# or Ubuntu with Python 3.11 or newer will do instead.
 ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
 
 # Python and a user who owns nothing but caches and runs.
@@ -22,10 +24,12 @@ WORKDIR /requirements
 COPY pyproject.toml .
 RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb')); \
     print(*p['build-system']['requires'], sep='\n', file=open('build.txt', 'w')); \
-    extras = p['project']['optional-dependencies']; \
-    print(*p['project']['dependencies'], *extras['train'], *extras['otel'], sep='\n', file=open('run.txt', 'w'))"
+    needed, extras = p['project']['dependencies'], p['project']['optional-dependencies']; \
+    torch = [line for line in needed if line.startswith('torch')]; \
+    print(*[line for line in needed if line not in torch], *extras['otel'], *extras['cuda'], sep='\n', file=open('service.txt', 'w')); \
+    print(*torch, *extras['train'], sep='\n', file=open('training.txt', 'w'))"
 
-# The virtual environment. pip stays outside it, and so out of the images; so do torch's C++ headers and its own tests.
+# The service's environment. pip stays outside it, and so out of the images.
 FROM python AS dependencies
 ARG PIP_EXTRA_INDEX_URL
 RUN apt-get update \
@@ -36,26 +40,31 @@ RUN apt-get update \
 COPY --from=requirements /requirements/*.txt /requirements/
 RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf,required=false --mount=type=cache,target=/root/.cache/pip \
     /opt/pip/bin/pip install --requirement /requirements/build.txt \
- && /opt/pip/bin/pip --python /opt/venv install --requirement /requirements/run.txt \
+ && /opt/pip/bin/pip --python /opt/venv install --requirement /requirements/service.txt
+
+# Training's: torch on top, but for its C++ headers and its own tests.
+FROM dependencies AS training-dependencies
+RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf,required=false --mount=type=cache,target=/root/.cache/pip \
+    /opt/pip/bin/pip --python /opt/venv install --requirement /requirements/training.txt \
  && rm -rf /opt/venv/lib/python3*/site-packages/torch/include /opt/venv/lib/python3*/site-packages/torch/test \
  && find /opt/venv/lib/python3*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete
 
 # Our own code, in a directory of its own, so that a change of it leaves the environment's layer as it is. gcc makes the CPU's kernels, for
-# every instruction set at once, and stays outside the images.
+# every instruction set at once, and NVRTC those of every GPU architecture for the shipped checkpoint; gcc stays outside the images.
 FROM dependencies AS code
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends gcc libc6-dev \
  && apt-get clean && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
-COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY model model
-COPY training training
 COPY service service
+RUN PYTHONPATH=. /opt/venv/bin/python -m service.worker.cuda.cubins
+COPY training training
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 RUN /opt/pip/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheel . \
  && /opt/pip/bin/pip --python /opt/venv install --no-deps --target /app /wheel/*.whl
 
 FROM python AS runtime
-COPY --from=dependencies /opt/venv /opt/venv
 COPY --from=code /app /app
 ENV PATH=/opt/venv/bin:/app/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 HOME=/home/folio
 WORKDIR /folio
@@ -70,10 +79,12 @@ LABEL org.opencontainers.image.title="Folio" \
       org.opencontainers.image.revision="${REVISION}"
 
 FROM runtime AS training
+COPY --from=training-dependencies /opt/venv /opt/venv
 ENTRYPOINT ["tini", "--", "python", "-m", "training"]
 
 # A container has no loopback that anyone else could reach: who may connect is decided where its port is published.
 FROM runtime AS service
+COPY --from=dependencies /opt/venv /opt/venv
 ENV FOLIO_HOST=0.0.0.0 FOLIO_PORT=8000 FOLIO_ALLOW_ANONYMOUS=1
 COPY deploy/healthcheck.py /usr/local/bin/healthcheck
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --start-interval=1s CMD ["python", "/usr/local/bin/healthcheck"]

@@ -1,4 +1,7 @@
-"""Builds the CPU kernels when the package is installed or a wheel is made; without a compiler the package is complete, but slower."""
+"""Builds the CPU kernels when the package is installed or a wheel is made; without a compiler the package is complete, but slower.
+
+Machine code for GPUs is taken along where there is some.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,9 @@ class KernelHook(BuildHookInterface):  # type: ignore[type-arg]
         assert spec is not None and spec.loader is not None
         kernels = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(kernels)
+        if version != "editable":
+            for cubin in sorted((kernels.SOURCES / "cubins").glob("*.cubin")):  # made by `python -m service.worker.cuda.cubins`
+                build_data["force_include"][str(cubin)] = str(cubin.relative_to(self.root))
         try:
             library = next(kernels.whole_libraries(kernels.LIBRARIES), None) or kernels.build()
         except kernels.NativeUnavailable as error:

@@ -164,7 +164,7 @@ def test_what_failed_while_it_served_is_left_alone(checkpoint: Checkpoint, monke
     assert "cuda" not in names
 
 
-START = {"version": 0, "checkpoint": "", "threads": 1, "stride": 0, "max_batch": 4}
+START = {"version": 0, "checkpoint": "", "threads": 1, "stride": 0, "max_batch": 4, "speculation": False}
 
 
 def test_without_torch_the_next_engine_is_taken(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103"
 """Turing to Blackwell: what CUDA 13 compiles for, and machine code is shipped for."""
 NVCC_TIMEOUT_S = 300
 SHIPPED = SOURCES / "cubins"
-"""Machine code that came with the package, built by `python -m service.worker.cuda.build`."""
+"""Machine code that came with the package, built by `python -m service.worker.cuda.cubins`."""
 
 
 class CompileError(RuntimeError):

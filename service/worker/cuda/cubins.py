@@ -1,6 +1,6 @@
 """Machine code for the shipped checkpoint, for every architecture, beside the sources: what a wheel and an image bring along.
 
-    python -m service.worker.cuda.build [--checkpoint DIR] [--arch sm_90 …]
+    python -m service.worker.cuda.cubins [--checkpoint DIR] [--arch sm_90 …]
 
 A card of another architecture, or another checkpoint's shape, is compiled for when it is met, if NVRTC or nvcc is there. Only the standard
 library here: it runs where nothing is installed yet.
