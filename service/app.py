@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api import address, admin, generate, openai, pages, probes, tokens, weights
+from service.api import address, admin, generate, openai, pages, probes, tokens, verify, weights
 from service.api.unrouted import router_error
 from service.engine.interface import Engine
 from service.http import auth, size_limits
@@ -52,7 +52,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         servers=[{"url": settings.root_path}] if settings.root_path else None,
     )
     app.state.service = service
-    for module in (address, generate, openai, tokens, weights, probes, admin, pages):
+    for module in (address, generate, verify, openai, tokens, weights, probes, admin, pages):
         app.router.routes.extend(module.router.routes)  # flat, where include_router nests: 405 and the tests look at every route
     app.router.routes.extend(head_routes(app.router.routes))
     return app

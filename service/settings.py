@@ -10,13 +10,16 @@ from dataclasses import fields
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import model
 from service.engine.interface import EngineOptions
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PRETRAINED = Path(model.__file__).parent / "pretrained"
 
@@ -57,6 +60,7 @@ class Settings(BaseSettings):
     checkpoint: Path = Field(PRETRAINED, description="directory of the checkpoint to serve")
     checkpoints: Path | None = Field(None, description="directory of checkpoints that an admin may promote, by id")
     watch: Path | None = Field(None, description="a training run's best/: each better checkpoint there is promoted by itself")
+    receipt_key: Path | None = Field(None, description="Ed25519 private key (PEM) that receipts are signed with; unsigned if not set")
     trusted_keys: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description="public keys, separated by commas: only checkpoints that one of them has signed are served (folio-train sign)"
     )
@@ -160,6 +164,14 @@ class Settings(BaseSettings):
             raise ValueError("otel_endpoint needs OpenTelemetry: pip install 'folio[otel]'")
         self.admin_secret()
         return self
+
+    def receipt_signing_key(self) -> Ed25519PrivateKey | None:
+        """The key that receipts are signed with. Raises ValueError."""
+        if self.receipt_key is None:
+            return None
+        from model.checkpoint.signature import read_private_key
+
+        return read_private_key(self.receipt_key)
 
     def client_keys(self) -> dict[str, str]:
         """The clients' keys by their names. Raises ValueError for a source without one: a mistake must not open the door."""

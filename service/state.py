@@ -15,6 +15,8 @@ from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from service.telemetry.tracing import Tracing
 
 MAX_AGE_S = 2.0
@@ -31,11 +33,13 @@ class Service:
     tracing: Tracing | None = None
     draining: bool = False
     key_limits: KeyLimits = field(init=False)
+    receipt_key: Ed25519PrivateKey | None = field(init=False)
     held_logprobs: int = 0
     """Log-probabilities that running answers may come to."""
 
     def __post_init__(self) -> None:
         self.key_limits = KeyLimits(self.settings)
+        self.receipt_key = self.settings.receipt_signing_key()
 
     def checkpoint(self, checkpoint_id: str | None = None) -> ServedCheckpoint:
         """A loaded checkpoint, the current one if none is named. Raises EngineError."""

@@ -16,7 +16,6 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-VERSION = 1
 
 EXP_DIGITS = "0x1.430912p-13 0x1.5d87fep-10 0x1.3b2ab6p-7 0x1.c6b08ep-5 0x1.ebfbe0p-3 0x1.62e430p-1 1"
 EXP = [float.fromhex(c) for c in EXP_DIGITS.split()]

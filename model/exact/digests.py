@@ -28,8 +28,9 @@ import numpy as np
 
 from model.checkpoint.manifest import CheckpointError
 from model.config import GPTConfig
-from model.exact.arithmetic import VERSION, Floats
+from model.exact.arithmetic import Floats
 from model.exact.network import ExactModel
+from model.version import ARITHMETIC_VERSION
 
 NUM_TOKENS = 208
 NUM_UNKNOWN = 64
@@ -64,7 +65,7 @@ class KnownAnswers:
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``selftest.json``."""
-        return {"arithmetic": VERSION, "tokens": list(self.tokens), "digests": dict(self.digests)}
+        return {"arithmetic": ARITHMETIC_VERSION, "tokens": list(self.tokens), "digests": dict(self.digests)}
 
 
 def answers_of(model: ExactModel, sample_ids: Sequence[int], num_tokens: int = NUM_TOKENS) -> KnownAnswers:
@@ -79,8 +80,10 @@ def known_answers(selftest: Mapping[str, Any], config: GPTConfig) -> KnownAnswer
     if "digests" not in selftest:
         return None
     tokens, digests = selftest.get("tokens"), selftest["digests"]
-    if selftest.get("arithmetic") != VERSION:
-        raise CheckpointError(f"selftest.json is of arithmetic {selftest.get('arithmetic')!r}, this version computes in {VERSION}")
+    if selftest.get("arithmetic") != ARITHMETIC_VERSION:
+        raise CheckpointError(
+            f"selftest.json is of arithmetic {selftest.get('arithmetic')!r}, this version computes in {ARITHMETIC_VERSION}"
+        )
     if not isinstance(tokens, list) or not tokens or not all(type(t) is int and 0 <= t < config.vocab_size for t in tokens):
         raise CheckpointError("selftest.json must hold a list of known tokens")
     if not isinstance(digests, dict) or set(digests) != set(NAMES) or not all(isinstance(d, str) for d in digests.values()):

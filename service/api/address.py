@@ -18,7 +18,7 @@ from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
 from service.api.fields import shown
-from service.api.generate import JSON, SSE, answer, media_type
+from service.api.generate import SSE, answer, media_type
 from service.api.openapi import EXAMPLE_EVENTS, GENERATION, REQUEST_ID_HEADER, LastEventId, errors, events_too, examples
 from service.api.parsing import make_router, off_loop
 from service.api.plan import Plan, plan_generate
@@ -149,7 +149,8 @@ def caching_headers(plan: Plan, body: GenerateBody, form: str, settings: Setting
 
 def etag(plan: Plan, form: str) -> str:
     """A weak tag, since how a text is cut into events may differ, and ids and times do."""
-    return f'W/"{plan.digest}-{"sse" if form == SSE else JSON.rpartition("/")[2]}"'
+    parts = [plan.digest, "sse" if form == SSE else "json", *(["receipt"] if plan.receipt else [])]
+    return f'W/"{"-".join(parts)}"'
 
 
 def matches(if_none_match: str, tag: str) -> bool:

@@ -10,8 +10,9 @@ from json.encoder import encode_basestring_ascii as quote
 
 from model.tokenizer.base import Tokenizer
 from service.api.event_id import event_id_prefix
-from service.api.generation import Generation, sha256_text
+from service.api.generation import Generation
 from service.api.plan import Plan
+from service.api.receipt import sha256_text
 from service.engine.interface import Chunk, Completion, TokenLogprob
 from service.errors import ApiError, error_object
 
@@ -75,6 +76,8 @@ async def reply_json(plan: Plan, completion: Completion, request_id: str) -> str
     }
     if plan.return_tokens:
         reply["tokens"] = completion.tokens
+    if plan.receipt is not None:
+        reply["receipt"] = plan.receipt.receipt(plan.checkpoint, text, completion)
     data = json.dumps(reply)
     if plan.request.params.num_logprobs is None:
         return data

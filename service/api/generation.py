@@ -7,7 +7,6 @@ plan ──► engine ──► Generation.read ──► merged ──┬──
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -17,6 +16,7 @@ from typing import Protocol, Self
 from starlette.types import Receive
 
 from service.api.plan import Plan
+from service.api.receipt import sha256_text
 from service.engine.errors import EngineStopping
 from service.engine.interface import Chunk, Completion, TextStream
 from service.errors import ApiError, as_api_error
@@ -128,11 +128,6 @@ def admit(service: Service, state: RequestState, plans: Sequence[Plan]) -> list[
     streams = service.admit(state, *(plan.request for plan in plans))
     service.held_logprobs += wanted
     return [Generation(service, plan, stream, state) for plan, stream in zip(plans, streams, strict=True)]
-
-
-def sha256_text(text: str) -> str:
-    """The hash that lets a client check a text put together from events."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 async def merged(generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, Chunk | None], None]:

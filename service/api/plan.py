@@ -11,6 +11,7 @@ from model.params import SamplingParams
 from model.tokenizer.base import Detokenizer, Tokenizer, UnknownCharacterError
 from service.api.event_id import EventId, request_digest, short_checkpoint
 from service.api.fields import shown
+from service.api.receipt import ReceiptPlan, plan_receipt
 from service.api.schemas import GenerateBody, SamplingBody
 from service.engine.errors import CheckpointGone
 from service.engine.interface import GenerationRequest, ServedCheckpoint
@@ -39,6 +40,7 @@ class Plan:
     """The text of the tokens that count as generated already, but for a character that they only begin."""
     return_tokens: bool = False
     resume_from: int | None = None
+    receipt: ReceiptPlan | None = None
     ended: bool = False
     """Whether the client has all of it, the end included."""
 
@@ -86,6 +88,7 @@ def plan_generate(service: Service, body: GenerateBody, last_event_id: str | Non
     plan = make_plan(checkpoint, body, params, prompt, ids, more)
     request = replace(plan.request, generated=given)
     plan = replace(plan, request=request, generated=generated, return_tokens=body.return_tokens)
+    plan = replace(plan, receipt=plan_receipt(body, params, service.receipt_key))
     if event is None:
         return plan
     if event.digest != plan.digest:

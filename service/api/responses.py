@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, JsonValue
 
@@ -89,6 +89,7 @@ class GenerateReply(BaseModel):
     timings: Timings
     tokens: list[int] = Field([], description="the ids of the text's tokens; only where asked for")
     logprobs: list[TokenLogprobs] = Field([], description="of each token; only where asked for")
+    receipt: dict[str, Any] | None = Field(None, description="what anybody can check the text with; only where asked for")
 
 
 class CompletionLogprobs(BaseModel):

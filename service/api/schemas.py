@@ -84,6 +84,7 @@ class GenerateBody(SamplingBody):
     logprobs: bool = Field(False, description="send each token's log-probability under the model's own distribution")
     top_logprobs: int = Field(0, ge=0, le=MAX_TOP_LOGPROBS, description="and those of the most probable tokens; needs logprobs")
     checkpoint: str | None = Field(None, description="an id from /v1/models; null is the current one")
+    receipt: bool = Field(False, description="add what anybody can check the text with (POST /verify)")
     stream: bool = Field(True, description="server-sent events, or one JSON, which is what most generated clients read")
 
     @model_validator(mode="after")

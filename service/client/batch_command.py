@@ -61,14 +61,14 @@ def authorization(api_key: str | None) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def local_client(checkpoint: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def local_client(checkpoint: Path, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the service's application within this process: no server and no port. Raises BatchError."""
     from service.app import create_app
     from service.settings import Settings
     from service.state import Service
 
     unlimited: dict[str, Any] = dict.fromkeys(("api_keys", "api_keys_file", "rate_limit", "max_concurrent", "tokens_per_minute", "watch"))
-    app = create_app(Settings(**unlimited, checkpoint=checkpoint, max_new_tokens=NO_LIMIT))
+    app = create_app(Settings(**unlimited, checkpoint=checkpoint, max_new_tokens=NO_LIMIT, **settings))
     service: Service = app.state.service
     async with app.router.lifespan_context(app):
         while service.engine.current is None:

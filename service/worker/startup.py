@@ -18,8 +18,8 @@ from model.checkpoint.files import Checkpoint, read_checkpoint
 from model.checkpoint.manifest import MANIFEST
 from model.draft import FILE as DRAFT
 from model.draft import Draft, DraftError, empty_draft, read_draft
-from model.exact.arithmetic import VERSION
 from model.params import SamplingParams
+from model.version import ARITHMETIC_VERSION
 from model.window import default_stride
 from service.worker import selftest
 from service.worker.core import EngineCore
@@ -206,5 +206,5 @@ def load(start: Start, say: Callable[[str], None]) -> tuple[EngineCore, Ready]:
 
 def fingerprint(checkpoint: Checkpoint, stride: int) -> str:
     """32 hex digits over everything that can change a byte: nothing of the machine is among it."""
-    parts = {"checkpoint": checkpoint.id, "arithmetic": VERSION, "window": "anchored", "stride": stride}
+    parts = {"checkpoint": checkpoint.id, "arithmetic": ARITHMETIC_VERSION, "window": "anchored", "stride": stride}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
