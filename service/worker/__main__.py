@@ -23,6 +23,7 @@ from service.worker.selftest import SelfTestError
 from service.worker.startup import UnusableError, load
 
 HEARTBEAT_S = 0.25
+REPORT_S = 0.05
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
@@ -54,6 +55,7 @@ class Worker:
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.unframer = Unframer()
+        self.reported = 0.0
         self.arrived: dict[int, float] = {}  # sequence → time, until it gets a row
 
     def serve(self) -> None:
@@ -64,7 +66,7 @@ class Worker:
             self.send(Broken(f"worker speaks version {VERSION} of the messages, the API {start.version}: restart the service"))
             return
         try:
-            self.core, ready = load(start, lambda phase: self.send(Loading(phase)))
+            self.core, ready = load(start, self.report)
         except SocketClosedError:
             raise
         except Exception as error:
@@ -79,6 +81,13 @@ class Worker:
         except RunnerLost as error:
             self.send(Broken(f"{ready.kernels}: {error}", ready.device))
             os._exit(1)  # a card that does not answer would hold up an orderly end too
+
+    def report(self, phase: str) -> None:
+        """Say what loading is at; not more often than anybody could read it, since a self-test of a small model has quick steps."""
+        now = time.monotonic()
+        if now - self.reported >= REPORT_S:
+            self.reported = now
+            self.send(Loading(phase))
 
     def main_loop(self, core: EngineCore) -> None:
         """Receive without waiting while there is work; a heartbeat while there is none."""

@@ -133,7 +133,7 @@ def first_that_passes(start: Start, checkpoint: Checkpoint, say: Callable[[str],
         core = EngineCore(runner, block_size=checkpoint.config.block_size, stride=stride, start_token=checkpoint.start)
         say(f"testing the {name} kernels")
         try:
-            selftest.run(runner, checkpoint)
+            selftest.run(runner, checkpoint, say)
         except (selftest.SelfTestError, RunnerLost) as error:
             runner.close()
             if name == options[-1][0]:

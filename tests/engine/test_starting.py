@@ -6,12 +6,19 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from model.checkpoint.files import Checkpoint
+from model.exact.arithmetic import Floats
+from model.exact.probes import SUMS
 from service.engine.interface import EngineOptions
+from service.worker import selftest
+from service.worker.runners.fallback import ReferenceRunner
+from service.worker.runners.interface import PrefillChunk
 from tests.engine.engines import current, running
 from tests.engine.engines import run as run_engine
 
@@ -85,3 +92,24 @@ def test_whatever_goes_wrong_while_loading_is_one_line_and_final(
     run_engine(body())
     is_ours = failure.startswith("ZeroDivision")
     assert capfd.readouterr().err.count("Traceback") == (1 if is_ours else 0)
+
+
+def test_a_self_test_is_never_silent_for_longer_than_a_step(checkpoint: Checkpoint) -> None:
+    """It took more than the three minutes that a silent worker has, with 300M parameters: the worker was replaced, again and again."""
+
+    class Spy(ReferenceRunner):
+        def logits(self, chunks: Sequence[PrefillChunk]) -> Floats:
+            heard.append(None)
+            return super().logits(chunks)
+
+        def probe(self, function: int) -> int:
+            heard.append(None)
+            return super().probe(function)
+
+    heard: list[str | None] = []
+    runner = Spy(checkpoint, rows=3)
+    selftest.run(runner, checkpoint, heard.append)
+    runner.close()
+    steps = [at for at, each in enumerate(heard) if each is None]
+    assert len(steps) > len(SUMS) + 2
+    assert all(heard[at - 1] is not None for at in steps)

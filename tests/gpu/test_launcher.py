@@ -91,7 +91,7 @@ def test_it_passes_the_self_test(checkpoint: Checkpoint, library: Path, cache: P
     with fake_driver(library):
         runner = CudaRunner(checkpoint, rows=ROWS, cache=cache)
         assert known_answers(checkpoint.selftest, checkpoint.config) is not None
-        selftest.run(runner, checkpoint)
+        selftest.run(runner, checkpoint, lambda phase: None)
         assert runner.kernels == "cuda-sm_90 on no GPU: kernels emulated on this CPU"
 
 
@@ -99,7 +99,7 @@ def test_a_card_of_another_arithmetic_is_refused(checkpoint: Checkpoint, library
     with fake_driver(library, "bit=40"):
         runner = CudaRunner(checkpoint, rows=ROWS, cache=cache)
         with pytest.raises(selftest.SelfTestError, match="wrong on this machine"):
-            selftest.run(runner, checkpoint)
+            selftest.run(runner, checkpoint, lambda phase: None)
 
 
 @pytest.mark.parametrize("name", [name for name in AT_THE_START if name not in QUIET])
