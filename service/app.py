@@ -53,7 +53,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     )
     app.state.service = service
     for module in (address, generate, verify, openai, tokens, weights, probes, admin, pages):
-        app.router.routes.extend(module.router.routes)  # flat, where include_router nests: 405 and the tests look at every route
+        app.router.routes.extend(module.router.routes)  # flat: include_router would nest them
     app.router.routes.extend(head_routes(app.router.routes))
     return app
 

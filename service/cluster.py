@@ -1,4 +1,4 @@
-"""``python -m service.cluster``: the unchanged application as replicas behind Ray Serve, a GPU each (``pip install 'folio[ray]'``).
+"""``python -m service.cluster``: the application as replicas behind Ray Serve, a GPU each (``pip install 'folio[ray]'``).
 
 SIGTERM and SIGINT let the running texts finish; SIGHUP replaces the replicas one by one, so that new code or a new checkpoint is
 served and nothing is dropped. docs/deployment.md says which of Ray's defaults are changed here, and why.
@@ -23,6 +23,7 @@ from fastapi import FastAPI
 
 from service.__main__ import INTERRUPTED, parse_args, raise_file_limit
 from service.app import create_app
+from service.engine.interface import DEFAULT_TIMEOUT_S
 from service.settings import Settings
 from service.state import Service
 from service.telemetry import logs
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 NAME = "folio"
-LONGEST_S = 630.0
-"""How long a replica that is to end waits for its streams, unless FOLIO_GRACE_S is set: a request runs for 600 s if it asks for no more."""
+LONGEST_S = DEFAULT_TIMEOUT_S + 30
+"""How long a replica that is to end waits for its streams, unless FOLIO_GRACE_S is set."""
 FORGET_S = 5
 """A replica that is to end takes requests for so long, until every proxy has forgotten it."""
 TARGET = 64
@@ -50,7 +51,7 @@ class Replica:
         self.settings = settings
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """The application that Ray starts and serves; made here because an application cannot be sent from process to process."""
+        """The application that Ray starts and serves; made here, since none can be sent from process to process."""
         app = create_app(self.settings)
         self.service: Service = app.state.service
         return app
@@ -79,7 +80,7 @@ def application(settings: Settings, min_replicas: int, max_replicas: int, num_gp
         serve.ingress()(Replica),
         ray_actor_options={"num_cpus": 0, "num_gpus": num_gpus},
         autoscaling_config=AutoscalingConfig(min_replicas=min_replicas, max_replicas=max_replicas, target_ongoing_requests=target),
-        max_ongoing_requests=UNLIMITED,  # the application admits and refuses, and says so as docs/api.md promises; Ray's default is 5
+        max_ongoing_requests=UNLIMITED,  # the application admits and refuses, as docs/api.md promises; Ray's default is 5
         graceful_shutdown_timeout_s=grace_s(settings) + FORGET_S,
         graceful_shutdown_wait_loop_s=0.2,
         max_surge_percent=1,  # rounded up to one replica: the new one is ready before an old one goes
@@ -100,10 +101,10 @@ def configure_ray(settings: Settings) -> None:
     variables: dict[str, int] = {
         "RAY_USAGE_STATS_ENABLED": 0,
         "RAY_SERVE_ENABLE_HA_PROXY": int(haproxy),
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": int(grace_s(settings)) + 2 * FORGET_S,  # it would cut streams 120 s after any change
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": int(grace_s(settings)) + 2 * FORGET_S,  # else 120 s after any change
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": int(settings.write_timeout_s),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": FORGET_S,
-        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": 0,  # between threads Ray keeps all that a slow reader has not taken
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": 0,  # else Ray keeps what a slow reader has not taken
     }
     for name, value in variables.items():
         os.environ.setdefault(name, str(value))
@@ -175,7 +176,7 @@ def deploy(app: Application) -> bool:
 
 
 def drain() -> None:
-    """Take the replicas down as their streams end: ``serve.shutdown`` would cut them, and ``serve.delete`` waits for a minute only."""
+    """Take the replicas down as their streams end: ``serve.shutdown`` would cut them, ``serve.delete`` waits a minute only."""
     from ray import serve
 
     while NAME in serve.status().applications:
@@ -212,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def why_not(settings: Settings) -> str:
-    """Why Ray's proxy could not listen; nothing if it could. It would try for a minute, and bury the reason in its log."""
+    """Why Ray's proxy could not listen; nothing if it could. It would try for a minute and bury the reason in a log."""
     try:
         socket.create_server(
             (settings.host.strip("[]"), settings.port), family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET

@@ -65,7 +65,7 @@ class ApiError(Exception):
 
 
 class CutOffError(Exception):
-    """An answer that is not whole ends without its last chunk, so that no cache keeps it: the connection ends with it."""
+    """An answer that is not whole ends without its last chunk, and its connection with it, so that no cache keeps it."""
 
 
 class ClientGoneError(Exception):
@@ -92,7 +92,7 @@ def error_object(error: ApiError, request_id: str, *, openai: bool) -> dict[str,
 
 
 def status_of(error: ApiError, *, openai: bool) -> int:
-    """The status of an error. OpenAI says 400 of every body that it does not take, and its clients have a class for that."""
+    """The status of an error. OpenAI says 400 of every body that it does not take; its clients have a class for that."""
     return 400 if openai and error.status == 422 else error.status
 
 

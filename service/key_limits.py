@@ -1,4 +1,4 @@
-"""What one key may do at a time: requests a second, texts beside each other, tokens a minute. Without keys everybody shares one."""
+"""What one key may do: requests a second, texts beside each other, tokens a minute. Without keys everybody shares one."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class KeyLimits:
         self.texts: Counter[str | None] = Counter()
 
     def admit(self, state: RequestState, texts: int, tokens: int) -> None:
-        """It asks for ``texts`` of at most ``tokens`` together, prompts included. Raises ApiError beyond the key's limits.
+        """It asks for ``texts`` of at most ``tokens``, prompts included. Raises ApiError beyond the key's limits.
 
         The tokens are charged at once, and what was not used is given back by `end`: a budget can be overdrawn by one request.
         """

@@ -1,4 +1,4 @@
-"""The service's configuration: FOLIO_ variables and flags, checked once, then frozen. Every default stands here and nowhere else."""
+"""The service's configuration: FOLIO_ variables and flags, checked once, then frozen. Every default stands here alone."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class Settings(BaseSettings):
         return read_private_key(self.receipt_key)
 
     def client_keys(self) -> dict[str, str]:
-        """The clients' keys by their names. Raises ValueError for a source without one: a mistake must not open the door."""
+        """The clients' keys by name. Raises ValueError for a source without one: a mistake must not open the door."""
         keys = split_keys(self.api_keys.get_secret_value()) if self.api_keys else ()
         if self.api_keys and not keys:
             raise ValueError("api_keys is set and holds no key")
@@ -203,7 +203,7 @@ def split_keys(text: str) -> tuple[str, ...]:
 
 
 def named_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Keys, written as KEY or NAME:KEY, by their names; one without is called after its place. Raises ValueError, which tells no key.
+    """Keys, written as KEY or NAME:KEY, by name; one without is called after its place. Raises ValueError, which tells no key.
 
     >>> named_keys(["alice:s3cret", "0th3r"])
     {'alice': 's3cret', 'key-2': '0th3r'}

@@ -46,7 +46,7 @@ class Service:
         return self.engine.find(checkpoint_id)
 
     def admit(self, state: RequestState, *requests: GenerationRequest) -> list[TextStream]:
-        """Admit all texts that a request asks for, or none. Raises EngineError, and ApiError beyond its key's limits."""
+        """Admit all texts that a request asks for, or none. Raises EngineError, ApiError beyond its key's limits."""
         if self.draining:
             raise EngineStopping("the server is shutting down")
         tokens = sum(len(request.prompt) + request.params.max_new_tokens - request.skip_tokens for request in requests)

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, FailFast, Field, PlainValidator
 
+from model.params import SamplingParams
+
 MAX_PROMPT_CHARACTERS = 65_536
 MAX_STOPS = 8
 MAX_STOP_CHARACTERS = 128
@@ -15,10 +17,7 @@ MAX_PROMPTS = 32
 MAX_MESSAGES = 1024
 MAX_CHAT_TOP_LOGPROBS = 20
 MAX_TIMEOUT_S = 86_400.0
-DEFAULT_TIMEOUT_S = 600.0
-
-
-DEFAULT_MAX_TOKENS = 256
+DEFAULT_MAX_TOKENS = SamplingParams().max_new_tokens
 UNKNOWN_FIELD = "unknown_field"
 
 

@@ -11,7 +11,6 @@ from pydantic_core import PydanticCustomError
 from model.params import MAX_SEED
 from service.api.fields import (
     DEFAULT_MAX_TOKENS,
-    DEFAULT_TIMEOUT_S,
     MAX_TIMEOUT_S,
     MAX_TOP_LOGPROBS,
     UNKNOWN_FIELD,
@@ -22,6 +21,7 @@ from service.api.fields import (
     Stops,
     check_text,
 )
+from service.engine.interface import DEFAULT_TIMEOUT_S
 
 
 def defaults_in_words(schema: dict[str, Any]) -> None:

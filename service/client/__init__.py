@@ -1,4 +1,4 @@
-"""What users call: `Folio`, `AsyncFolio` and ``folio-generate``. Needs httpx and httpx-sse, and nothing else of the service."""
+"""What users call: `Folio`, `AsyncFolio`, ``folio-generate``. Needs httpx and httpx-sse, nothing else of the service."""
 
 from service.client.asynchronous import AsyncFolio
 from service.client.command import main

@@ -1,4 +1,4 @@
-"""One text while it is received, without input or output: both clients feed it what they read and ask it what to do next."""
+"""One text while it is received, without input or output: both clients feed it and ask it what to do next."""
 
 from __future__ import annotations
 

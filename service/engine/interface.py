@@ -10,6 +10,9 @@ from typing import Any, Literal, Protocol
 from model.params import SamplingParams
 from model.tokenizer.base import Tokenizer
 
+DEFAULT_TIMEOUT_S = 600.0
+"""For a whole request that does not say."""
+
 FinishReason = Literal["length", "stop", "timeout"]
 State = Literal["loading", "running", "restarting", "failed", "stopping"]
 
@@ -80,7 +83,7 @@ class GenerationRequest:
     guesses: tuple[int, ...] = ()
     """What the generated tokens may turn out to be, from the first on: right ones save passes of the model, and none changes a byte."""
     stop: tuple[str, ...] = ()
-    timeout_s: float = 600.0
+    timeout_s: float = DEFAULT_TIMEOUT_S
     skip_tokens: int = 0
     """Withhold the text of the first tokens (a resumed stream has sent it already)."""
     checkpoint_id: str | None = None

@@ -1,4 +1,4 @@
-"""The outermost layer of ours: gives a request its id, turns every exception into an answer, and writes one line when all is sent.
+"""Gives a request its id, turns every exception into an answer, and writes one line of the log when all is sent.
 
     Linger → CORS → AccessLog → RootPath → HeaderLimit → AllowedHosts → Auth → BodyLimit → routes
 

@@ -1,4 +1,4 @@
-"""Who may ask: keys, and names. Default-deny: a route is closed unless it is listed here, so a new one cannot be forgotten."""
+"""Who may ask: keys, and names. A route is closed unless it is listed here, so a new one cannot be forgotten."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ LINGER_S = 2.0
 
 
 class Linger:
-    """An answer given before the body has arrived is sent at once, then the body is drained for a while, then the connection ends.
+    """An answer given before the body has arrived is sent at once; then the body is drained, and the connection ends.
 
     Closing at once would reset the connection, and a client that is still sending would never read why it was refused.
     """
@@ -77,7 +77,7 @@ class Exchange:
 
 
 class CutOff:
-    """An application whose CutOffError ends the connection in the middle of the body, which uvicorn would take for a mistake."""
+    """An application whose CutOffError ends the connection within the body, which uvicorn would take for a mistake."""
 
     def __init__(self, app: ASGI3Application, cycle: RequestResponseCycle) -> None:
         self.app, self.cycle = app, cycle

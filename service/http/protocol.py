@@ -51,7 +51,7 @@ class Protocol(HttpToolsProtocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         self._arm_head_timer()
 
-    # ---- bytes in ------------------------------------------------------------------------------------------------------
+    # ---- bytes in -----------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         """Bytes of requests, parsed in slices so that no more than the limit can hide behind what is counted last."""
@@ -92,7 +92,7 @@ class Protocol(HttpToolsProtocol):
             self._arm_head_timer()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header. Trailers are none: merged into the head they would change what was decided by it (RFC 9110 §6.5.1)."""
+        """A header. Trailers are none: they would change what was decided by the head (RFC 9110 §6.5.1)."""
         if self.in_head:
             super().on_header(name, value)
 
@@ -121,7 +121,7 @@ class Protocol(HttpToolsProtocol):
             self.other_bytes = 0
             super().on_message_complete()
 
-    # ---- refusals ------------------------------------------------------------------------------------------------------
+    # ---- refusals -----------------------------------------------------------------------------------------
 
     @property
     def _idle(self) -> bool:
@@ -141,7 +141,7 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse_or_end(self, code: str, message: str) -> None:
-        """Refuse what cannot be parsed; behind an answer that is on its way only end the connection, since two would mix."""
+        """Refuse what cannot be parsed; behind an answer on its way only end the connection, since two would mix."""
         cycle = self.running
         if cycle is not None and cycle is self.cycle and cycle.more_body and not cycle.response_started:
             cycle.disconnected = True  # the application learns no more of the request that broke off
@@ -154,7 +154,7 @@ class Protocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def _refuse(self, code: str, message: str) -> None:
-        """Answer without a route, end our side, and let the client finish its sending: closing at once could destroy the answer."""
+        """Answer without a route, end our side, let the client finish: closing at once could destroy the answer."""
         self.refused = True
         self.count_refusal(code)
         request_id = uuid.uuid4().hex
@@ -172,7 +172,7 @@ class Protocol(HttpToolsProtocol):
         if self.drained_bytes > LINGER_BYTES:
             self.transport.close()
 
-    # ---- bytes out -----------------------------------------------------------------------------------------------------
+    # ---- bytes out ----------------------------------------------------------------------------------------
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self.running = cycle

@@ -34,7 +34,7 @@ def check_head(version: str, headers: Headers) -> None:
 
 
 def check_upgrade(method: bytes, headers: Headers) -> None:
-    """An offer of HTTP/2 can be ignored; who asks for a tunnel or a WebSocket could do nothing with our answer. Raises HeadError."""
+    """An offer of HTTP/2 can be ignored, a wish for a tunnel or a WebSocket cannot. Raises HeadError."""
     if method == b"CONNECT" or any(name == b"upgrade" and value.lower() == b"websocket" for name, value in headers):
         raise HeadError("neither a tunnel nor a WebSocket is offered here")
 

@@ -8,7 +8,7 @@ from service.state import Service
 
 
 class RootPath:
-    """Takes the prefix off where the proxy has left it on, so that layers and routes see the same paths behind every proxy."""
+    """Takes the prefix off where the proxy has left it on: layers and routes see the same paths behind every proxy."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app

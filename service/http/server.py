@@ -47,14 +47,14 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 def listening_sockets(settings: Settings) -> list[socket.socket] | None:
-    """A socket for ``::`` that takes IPv4 too, where asyncio's own would take IPv6 alone; None for any other address. Raises OSError."""
+    """A socket for ``::`` that takes IPv4 too, as asyncio's own would not; None for other addresses. Raises OSError."""
     if settings.host.strip("[]") != "::" or not socket.has_dualstack_ipv6():
         return None
     return [socket.create_server(("::", settings.port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)]
 
 
 class Server(uvicorn.Server):
-    """SIGTERM or SIGINT: not ready at once, new requests get 503, running ones have their grace. A second SIGINT ends at once."""
+    """SIGTERM or SIGINT: not ready, new requests get 503, running ones have their grace. A second SIGINT ends at once."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(server_config(app, settings))
@@ -62,7 +62,7 @@ class Server(uvicorn.Server):
         self.settings = settings
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """From start to end. Raises OSError when the address cannot be listened on, TimeoutError when the end was forced."""
+        """From start to end. Raises OSError when it cannot listen there, TimeoutError when the end was forced."""
         await super().serve(sockets or listening_sockets(self.settings))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -30,7 +30,7 @@ async def disconnected(receive: Receive) -> None:
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T], *helpers: Coroutine[Any, Any, None]) -> T:
-    """The result of ``work``, cancelled as soon as the client leaves. Raises ClientGoneError then. ``helpers`` run beside it."""
+    """The result of ``work``; ``helpers`` run beside it. When the client leaves, all end. Raises ClientGoneError then."""
     task = asyncio.create_task(work)
     watcher = asyncio.create_task(disconnected(receive))
     others = [watcher, *map(asyncio.create_task, helpers)]

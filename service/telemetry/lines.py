@@ -16,7 +16,7 @@ FLUSH_S = 1.0
 
 
 class LineWriter:
-    """Writes to a file descriptor in a thread of its own. A pipe that nobody reads costs the lines, which are counted, and no time.
+    """Writes to a file descriptor in a thread. A pipe that nobody reads costs lines, which are counted, and no time.
 
     It does not use ``sys.stderr``: a thread that is stuck within it would abort the interpreter at its end.
     """
@@ -79,7 +79,7 @@ def close() -> None:
 
 
 def open_standard_files() -> None:
-    """Open what the process was started without: else its first sockets would be its standard files, and lines would go there."""
+    """Open what the process was started without: else its first sockets would be its standard files."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

@@ -45,4 +45,4 @@ def configure(level: str) -> None:
     handler = LinesHandler()
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))  # its news is told by `announce`
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))  # see `announce`

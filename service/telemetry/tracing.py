@@ -1,4 +1,4 @@
-"""OpenTelemetry traces, an extra (``pip install 'folio[otel]'``): one span for each request, written when its answer is through.
+"""OpenTelemetry traces, an extra (``pip install 'folio[otel]'``): a span for each request, made when it is answered.
 
     POST /generate   ├── queue ──┤── first token ──────── generation ────────┤
                      http.route, status, tokens, queue and first-token times; never text
@@ -76,8 +76,8 @@ class Tracing:
         )
         for name, event in (("queue_ms", "left the queue"), ("ttft_ms", "first token")):
             if name in fields:
-                span.add_event(event, timestamp=min(end, start + int(fields[name] * 1e6)))  # the engine's clock started later
-        if fields["status"] >= 500 or (fields["status"] == 200 and fields["code"]):  # the second: an error event within a stream
+                span.add_event(event, timestamp=min(end, start + int(fields[name] * 1e6)))  # the engine began later
+        if fields["status"] >= 500 or (fields["status"] == 200 and fields["code"]):  # or an error within a stream
             span.set_status(StatusCode.ERROR)
         span.end(end)
 
@@ -89,14 +89,14 @@ class Tracing:
 
 
 def make_exporter(endpoint: str | None) -> Any:
-    """OTLP over HTTP. Without an endpoint of ours the exporter reads the standard variables, which also hold headers and certificates."""
+    """OTLP over HTTP. Without an endpoint of ours the exporter reads the standard variables, headers among them."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     return OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces") if endpoint else OTLPSpanExporter()
 
 
 def make_tracing(settings: Settings) -> Tracing | None:
-    """What sends traces, if anybody wants them. The standard variables may be meant for others, so they alone are no mistake."""
+    """What sends traces, if anybody wants them. The standard variables alone are no mistake: they may be meant for others."""
     if settings.otel_endpoint:
         return Tracing(settings.otel_endpoint)
     if not any(os.environ.get(name) for name in STANDARD_VARIABLES):
