@@ -16,7 +16,7 @@ import pytest
 from tests.service.running import Running
 
 Serve = Callable[..., Running]
-PAGES = {"/": "text/html", "/docs": "text/html", "/metrics": "text/plain"}
+PAGES = {"/": "text/html", "/docs": "text/html", "/metrics": "text/plain", "/v1/models/{model}/weights": "application/octet-stream"}
 STREAMS = ("/generate", "/v1/completions", "/v1/chat/completions")
 GENERATE_S = 120.0
 

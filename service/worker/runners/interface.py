@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from model.params import SamplingParams
+
+if TYPE_CHECKING:  # the API process reads this file too, and does without numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class RunnerUnavailable(RuntimeError):
