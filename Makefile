@@ -74,6 +74,7 @@ clean: ## remove what the targets made (runs/ stays)
 .venv/test: .venv/train
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,release]"
 	@scripts/install-chromium
+	@scripts/install-firefox
 	@scripts/install-prometheus
 	@scripts/install-proxies
 	@touch $@
