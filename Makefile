@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT   ?= 8000
 BIN    := .venv/bin
 
-.PHONY: help serve train test gpu-proof test-container check format golden bench bench-training soak dist sbom licenses clean
+.PHONY: help serve train test gpu gpu-proof test-container check format golden bench bench-training soak dist sbom licenses clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
@@ -19,6 +19,9 @@ test: .venv/test ## install what the tests need and run them all
 
 test-container: .venv/test ## build the images and run the shipped compose file on a Docker engine (minutes)
 	$(BIN)/python -m pytest tests/container -m container $(ARGS)
+
+gpu: ## what only a GPU can show, in eight minutes, with what is installed here (DRY=1: all of it without a GPU, no figures)
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(DRY),--dry) $(ARGS)
 
 gpu-proof: .venv/test ## prove the CUDA kernels without a GPU, whole: every shape through NVRTC, every architecture, every barrier (half an hour)
 	FOLIO_GPU_PROOF=whole $(BIN)/python -m pytest tests/gpu $(ARGS)
