@@ -54,7 +54,7 @@ class KeyLimits:
 
         The tokens are charged at once, and what was not used is given back by `end`: a budget can be overdrawn by one request.
         """
-        if (rate := self.settings.rate_limit) is not None:
+        if (rate := self.settings.rate_limit) is not None and not state.is_admitted:
             starts = self.starts.setdefault(state.key, TokenBucket(rate, self.settings.rate_burst))
             if wait := starts.take():
                 raise ApiError("rate_limited", f"this key may start {rate:g} requests a second", retry_after_s=wait)
@@ -69,11 +69,12 @@ class KeyLimits:
             if wait := bucket.wait_s():
                 raise ApiError("rate_limited", f"this key may use {budget} tokens a minute", retry_after_s=wait)
             bucket.level -= tokens
-        state.num_texts, state.charged_tokens = texts, tokens
+        state.is_admitted, state.num_texts, state.charged_tokens = True, texts, tokens
         self.texts[state.key] += texts
 
     def end(self, state: RequestState) -> None:
-        """The request is over, however it ended."""
+        """What was admitted is over, however it ended. Idempotent."""
         self.texts[state.key] -= state.num_texts
         if (bucket := self.budgets.get(state.key)) is not None:
             bucket.level += max(0, state.charged_tokens - state.used_tokens)
+        state.num_texts = state.charged_tokens = state.used_tokens = 0

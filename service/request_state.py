@@ -22,6 +22,8 @@ class RequestState:
     """Tokens that they may take, prompts included."""
     used_tokens: int = 0
     """Tokens that they took so far."""
+    is_admitted: bool = False
+    """Whether it counts as started against its key's rate."""
     code: str | None = None
     """The code of the error that it ended with."""
     fields: dict[str, Any] = field(default_factory=dict)

@@ -103,7 +103,7 @@ class ChatReply(OpenAIReply):
         """Some text."""
         return {"delta": {"content": text} if text else {}, "logprobs": with_refusal(logprobs)}
 
-    def logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
+    def logprobs(self, logprobs: Sequence[TokenLogprob], offset: int = 0) -> dict[str, list[Any]]:
         """OpenAI's list of tokens, each with the most probable ones in its place."""
         return {
             "content": [

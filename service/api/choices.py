@@ -95,8 +95,12 @@ class OpenAIReply(ABC):
         """The same of some text."""
 
     @abstractmethod
-    def logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
-        """Log-probabilities of some tokens, as lists by name."""
+    def logprobs(self, logprobs: Sequence[TokenLogprob], offset: int = 0) -> dict[str, list[Any]]:
+        """Log-probabilities of some tokens, as lists by name; ``offset`` characters stand before the text that they are of."""
+
+    def prompt_logprobs(self, index: int) -> dict[str, list[Any]] | None:
+        """The same of a text's prompt, if they are asked for."""
+        return None
 
     def extra(self) -> dict[str, Any]:
         """Further fields of the envelope."""
@@ -110,18 +114,20 @@ class OpenAIReply(ABC):
         for index, generation in enumerate(self.generations):
             completion = generation.completion
             text = generation.plan.echoed + completion.text
-            choice = self.whole_choice(text, await self.all_logprobs(generation))
+            choice = self.whole_choice(text, await self.all_logprobs(index))
             reason = FINISH_REASONS[completion.finish_reason]
             choices.append({"index": index, **choice, "finish_reason": reason})
         return json.dumps(self.envelope(self.whole_object, choices) | {"usage": self.final_usage()}).encode("ascii")
 
-    async def all_logprobs(self, generation: Generation) -> dict[str, list[Any]] | None:
+    async def all_logprobs(self, index: int) -> dict[str, list[Any]] | None:
         """A whole text's, made in slices so that nobody waits for them."""
+        generation = self.generations[index]
         if generation.plan.request.params.num_logprobs is None:
             return None
-        merged, logprobs = self.logprobs(()), generation.completion.logprobs
+        merged, logprobs = self.prompt_logprobs(index) or self.logprobs(()), generation.completion.logprobs
+        offset = len(generation.plan.echoed)
         for first in range(0, len(logprobs), TOKENS_AT_ONCE):
-            for name, values in self.logprobs(logprobs[first : first + TOKENS_AT_ONCE]).items():
+            for name, values in self.logprobs(logprobs[first : first + TOKENS_AT_ONCE], offset).items():
                 merged[name] += values
             await asyncio.sleep(0)
         return merged
@@ -181,11 +187,13 @@ class OpenAIReply(ABC):
     def begin(self, index: int) -> bytes:
         """The prompt, if it is asked for."""
         echoed = self.generations[index].plan.echoed
-        return self.event(index, self.chunk_choice(echoed, None)) if echoed else b""
+        return self.event(index, self.chunk_choice(echoed, self.prompt_logprobs(index))) if echoed else b""
 
     async def chunk(self, index: int, chunk: Chunk) -> bytes:
         """Some text."""
-        return self.event(index, self.chunk_choice(chunk.text, self.logprobs(chunk.logprobs) if chunk.logprobs else None))
+        offset = len(self.generations[index].plan.echoed)
+        logprobs = self.logprobs(chunk.logprobs, offset) if chunk.logprobs else None
+        return self.event(index, self.chunk_choice(chunk.text, logprobs))
 
     def end(self, index: int, completion: Completion) -> bytes:
         """The chunk that says why a text ended."""

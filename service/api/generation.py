@@ -15,6 +15,7 @@ from typing import Protocol, Self
 
 from starlette.types import Receive
 
+from service.api.no_text import NoText
 from service.api.plan import Plan
 from service.api.receipt import sha256_text
 from service.engine.errors import EngineStopping
@@ -125,8 +126,9 @@ def admit(service: Service, state: RequestState, plans: Sequence[Plan]) -> list[
             f"running answers hold {service.held_logprobs} log-probabilities of {MAX_HELD_LOGPROBS}; try again later, or ask for fewer"
         )
         raise ApiError("queue_full", message, param="logprobs", retry_after_s=BUSY_RETRY_S)
-    streams = service.admit(state, *(plan.request for plan in plans))
+    admitted = iter(service.admit(state, *(plan.request for plan in plans if plan.request.params.max_new_tokens)))
     service.held_logprobs += wanted
+    streams = [next(admitted) if plan.request.params.max_new_tokens else NoText(plan.checkpoint) for plan in plans]
     return [Generation(service, plan, stream, state) for plan, stream in zip(plans, streams, strict=True)]
 
 

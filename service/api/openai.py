@@ -19,8 +19,9 @@ from service.api.openapi import ALWAYS, EXAMPLE_CHAT_CHUNKS, EXAMPLE_CHUNKS, GEN
 from service.api.parsing import make_router, off_loop
 from service.api.plan import Plan
 from service.api.responses import ChatCompletion, CompletionReply, ModelCard, ModelList
+from service.api.scores import score_prompts
 from service.engine.catalogue import provenance
-from service.engine.interface import ServedCheckpoint
+from service.engine.interface import ServedCheckpoint, TokenLogprob
 from service.http.sse import EventStream
 from service.request_state import request_state
 from service.state import service_of
@@ -40,7 +41,11 @@ async def completions(
 ) -> Response:
     """OpenAI's completions: text or token ids in, one or more choices out, streamed or not."""
     plans = await off_loop(await request.body(), plan_completions, service_of(request), body)
-    return await answer(request, body, plans, partial(CompletionsReply, body))
+    scores: list[tuple[TokenLogprob, ...]] = []
+    if body.echo and body.logprobs is not None:
+        service, state = service_of(request), request_state(request.scope)
+        scores = await score_prompts(service, state, plans[:: body.n], request.receive)
+    return await answer(request, body, plans, partial(CompletionsReply, body, scores))
 
 
 @router.post(

@@ -139,7 +139,7 @@ class CompletionBody(OpenAIBody):
     """The body of POST /v1/completions."""
 
     prompt: Prompts = Field(description="text, token ids, or a list of either")
-    max_tokens: int = Field(16, ge=1, description="tokens to generate for each choice")
+    max_tokens: int = Field(16, ge=0, description="tokens to generate for each choice; 0 with echo and logprobs scores the prompt")
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES_PER_PROMPT, description="only equal to n")
     logprobs: NumLogprobs = Field(None, description="log-probabilities of the chosen token and of this many of the best")
     suffix: Literal[""] | None = Field(None, description="only empty: text is written on, not filled in")
@@ -149,8 +149,6 @@ class CompletionBody(OpenAIBody):
         """Fields that exclude or need each other."""
         if self.best_of not in (None, self.n):
             raise ValueError("best_of must equal n: choices are not ranked here")
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo cannot go with logprobs: the log-probabilities of a prompt are not computed")
         return self
 
 

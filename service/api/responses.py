@@ -96,8 +96,8 @@ class CompletionLogprobs(BaseModel):
     """OpenAI's four lists, one entry for each token."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None] = Field(description="null for the first token of a prompt, before which nothing stands")
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

@@ -82,6 +82,8 @@ class GenerationRequest:
     drawn with random number i, and penalties and stops see them."""
     guesses: tuple[int, ...] = ()
     """What the generated tokens may turn out to be, from the first on: right ones save passes of the model, and none changes a byte."""
+    scored: tuple[int, ...] = ()
+    """The text itself, ``params.max_new_tokens`` tokens, if it is there already and its log-probabilities are all that is wanted."""
     stop: tuple[str, ...] = ()
     timeout_s: float = DEFAULT_TIMEOUT_S
     skip_tokens: int = 0

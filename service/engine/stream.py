@@ -89,8 +89,9 @@ class EngineStream:
 
     def submission(self, sequence: int) -> Submit:
         """What the worker is asked for, under a number of its own: all of it, or what is left after the tokens that are there."""
-        r = self.request
-        return Submit(sequence, self.order, list(r.prompt), self.tokens.tolist(), r.params, r.key, list(r.guesses), self.num_given)
+        r, tokens = self.request, self.tokens.tolist()
+        prompt, guesses, scored = list(r.prompt), list(r.guesses), list(r.scored)
+        return Submit(sequence, self.order, prompt, tokens, r.params, r.key, guesses, self.num_given, scored)
 
     def on_tokens(self, output: Output) -> None:
         """What a step sampled."""

@@ -55,6 +55,7 @@ class EngineCore:
             order=request.order,
             key=request.key,
             guesses=request.guesses,
+            scored=request.scored,
         )
         self.scheduler.add(sequence)
 
@@ -70,10 +71,14 @@ class EngineCore:
         for copy in batch.copies:
             assert self.copier is not None
             self.copier.copy_prefix(copy)
+        for s in batch.sequences:
+            if s.scored:
+                self.runner.set_row(s.row, s.scoring_params, [], [])
         began = self.clock()
         self.runner.prefill(batch.chunks)
         prefilled = self.clock()
         sampled = self.runner.decode(batch.slots) if batch.slots else []
+        sampled = [s.as_scored(t) if s.scored else t for s, t in zip(batch.sequences, sampled, strict=True)]
         finished = self.scheduler.update(batch, sampled, prefilled - began, self.clock() - prefilled)
         self.steps += batch.num_decode_steps
         ended = {s.id for s in finished}

@@ -67,6 +67,8 @@ class Submit(Message, frozen=True):
     """What all of its tokens may turn out to be; right ones make it faster, and none changes them."""
     num_given: int = 0
     """How many of ``generated`` came with the request, and were never sampled here."""
+    scored: list[int] = []
+    """The tokens that are to come out, whatever is likely: what is wanted are their log-probabilities."""
 
 
 class Cancel(Message, frozen=True):

@@ -9,11 +9,14 @@ that samples the next. When the window moves, nothing in it is cached any more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from model.params import SamplingParams
 from model.window import window_start
 from service.worker.runners.interface import DecodeSlot, PrefillChunk, SampledTokens
+
+SCORED_BIAS = 100.0
+"""Makes any token the most likely one, unless its probability is below e^-100."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +41,8 @@ class Sequence:
     """Whose it is."""
     guesses: list[int] = field(default_factory=list)
     """What all generated tokens may turn out to be, as far as that is known; given up at the first that is wrong."""
+    scored: list[int] = field(default_factory=list)
+    """Tokens that come out whatever is likely; empty where they are sampled."""
     row: int = -1
     """-1 while it waits for one."""
     num_cached: int = 0
@@ -94,8 +99,22 @@ class Sequence:
     def decode_slot(self, num_steps: int) -> DecodeSlot:
         """Go on for at most ``num_steps`` tokens, and only as long as the window stays where it is."""
         room = self.block_size - self.last_position
-        num_steps, done = min(num_steps, self.num_remaining, room), self.num_generated
+        num_steps, done = min(1 if self.scored else num_steps, self.num_remaining, room), self.num_generated
         return DecodeSlot(self.row, self.tokens[-1], self.last_position, num_steps, self.guesses[done : done + num_steps])
+
+    @property
+    def scoring_params(self) -> SamplingParams:
+        """Parameters that draw the next token to score: log-probabilities are the model's own, so they do not notice."""
+        bias = ((self.scored[self.num_generated], SCORED_BIAS),)
+        return replace(self.params, temperature=0.0, logit_bias=bias)
+
+    def as_scored(self, sampled: SampledTokens) -> SampledTokens:
+        """What was drawn, if it is the token to score; else that token is less likely than a bias can make up for."""
+        token = self.scored[self.num_generated]
+        if sampled.tokens == [token] or sampled.logprobs is None:
+            return sampled
+        (_, top), *_ = sampled.logprobs
+        return replace(sampled, tokens=[token], logprobs=[(-SCORED_BIAS, top)])
 
     def append(self, sampled: SampledTokens) -> None:
         """Take what a decode sampled; move the window when it is full."""

@@ -67,6 +67,8 @@ class FakeStream:
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         engine, params = self.engine, self.request.params
         text = oracle(self.checkpoint, self.request)
+        if self.request.scored:
+            text = self.checkpoint.tokenizer.decode(self.request.scored)
         ends = [at + len(stop) for stop in self.request.stop if (at := text.find(stop)) >= 0]
         count = min(ends, default=len(text))
         kept = next((text[: count - len(stop)] for stop in self.request.stop if text[:count].endswith(stop)), text[:count])

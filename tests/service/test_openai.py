@@ -15,6 +15,7 @@ from service.engine.interface import TokenLogprob
 from tests.service.fakes import FakeEngine, FakeStream, fake_checkpoint
 from tests.service.running import Running
 from tests.support.events import events
+from tests.support.wait import wait_for
 
 Serve = Callable[..., Running]
 
@@ -257,3 +258,40 @@ def test_langchain(shared: Running) -> None:
     expected = shared.post(prompt="R", seed=7, max_new_tokens=16, stream=False).json()["text"]
     assert llm.invoke("R") == expected
     assert "".join(llm.stream("R")) == expected
+
+
+def test_a_prompts_log_probabilities(shared: Running, client: openai.OpenAI) -> None:
+    """``echo`` with ``logprobs``: what evaluations of models are made of."""
+    args: Any = {"model": "folio", "prompt": ["ROMEO:", "R"], "echo": True, "logprobs": 2, "seed": 7, "n": 2}
+    plain = client.completions.create(**{**args, "logprobs": None})
+    for max_tokens, length in ((0, 6), (3, 9)):
+        choices = client.completions.create(**args, max_tokens=max_tokens).choices
+        assert [choice.text for choice in choices] == [
+            each.text[: len(choice.text)] for each, choice in zip(plain.choices, choices, strict=True)
+        ]
+        found = choices[0].logprobs
+        assert found is not None
+        assert found.tokens is not None
+        assert found.token_logprobs is not None
+        assert found.top_logprobs is not None
+        assert "".join(found.tokens) == choices[0].text
+        assert found.text_offset == list(range(length))
+        assert (found.token_logprobs[0], found.top_logprobs[0]) == (None, None), "nothing stands before the first"
+        assert all(value is not None and value < 0 for value in found.token_logprobs[1:])
+        assert len(found.top_logprobs) == length
+        streamed = list(client.completions.create(**args, max_tokens=max_tokens, stream=True))
+        parts = [choice.logprobs for chunk in streamed for choice in chunk.choices if choice.index == 0 and choice.logprobs]
+        assert [offset for part in parts for offset in part.text_offset or ()] == list(range(length))
+        assert [token for part in parts for token in part.tokens or ()] == found.tokens
+    usage = client.completions.create(**args, max_tokens=0).usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens) == (7, 0)
+
+
+def test_a_scored_prompt_counts_against_its_keys_limits_once(serve: Serve) -> None:
+    server = serve(api_keys="k", max_concurrent=1, rate_limit=0.001, rate_burst=2)
+    body = {"prompt": "ROMEO:", "echo": True, "logprobs": 1, "max_tokens": 2}
+    answers = [server.http.post("/v1/completions", json=body, headers={"Authorization": "Bearer k"}) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    limits = server.app.state.service.key_limits
+    wait_for(lambda: not any(limits.texts.values()))
