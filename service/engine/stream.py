@@ -89,8 +89,8 @@ class EngineStream:
 
     def submission(self, sequence: int) -> Submit:
         """What the worker is asked for, under a number of its own: all of it, or what is left after the tokens that are there."""
-        r, tokens = self.request, self.tokens.tolist()
-        prompt, guesses, scored = list(r.prompt), list(r.guesses), list(r.scored)
+        r = self.request
+        prompt, tokens, guesses, scored = map(list, (r.prompt, self.tokens, r.guesses, r.scored))
         return Submit(sequence, self.order, prompt, tokens, r.params, r.key, guesses, self.num_given, scored)
 
     def on_tokens(self, output: Output) -> None:
@@ -233,9 +233,8 @@ class EngineStream:
     def completion(self) -> Completion:
         """See `interface.TextStream`."""
         assert self.finish_reason is not None, "the stream has not been read to its end"
-        now = time.monotonic()
+        now, whole = time.monotonic(), len(self.ends)
         text = "".join(self.parts) + self.pending
-        whole = len(self.ends)
         while whole and self.ends[whole - 1] > len(text):
             whole -= 1
         return Completion(
