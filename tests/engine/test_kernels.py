@@ -177,7 +177,7 @@ def model_file(model: RandomModel, tokens: Sequence[int]) -> bytes:
     """What driver.c reads: Config, the number of tensors, each with its size, then tokens with their number."""
     c = model.config
     flags = [c.activation == "gelu_tanh", c.qkv_bias, c.arithmetic == "w8a16"]
-    config = [c.n_layer, c.n_head, c.n_embd, c.head_size, c.block_size, c.vocab_size, *flags, 2, 64, 1]
+    config = [c.n_layer, c.n_head, c.n_embd, c.head_size, c.block_size, c.vocab_size, *flags, 2, 64, 1, 0]
     parts = [np.array([*config, len(c.parameter_shapes)], np.int32).tobytes()]
     for name in c.parameter_shapes:
         parts += [np.int32(model.tensors[name].size).tobytes(), np.ascontiguousarray(model.tensors[name]).tobytes()]
