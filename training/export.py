@@ -12,6 +12,7 @@ import torch
 
 from model.checkpoint.files import read_checkpoint, write_checkpoint
 from model.checkpoint.loading import checkpoint_files, load_checkpoint
+from model.checkpoint.manifest import checkpoint_directory
 from model.draft import FILE as DRAFT
 from model.draft import count_contexts, save_draft
 from model.tokenizer.base import Tokenizer
@@ -53,6 +54,7 @@ def write_draft(checkpoint: Path, tokenizer: Tokenizer, text: Text) -> int:
     ids = token_ids(text, tokenizer)
     training = ids[: len(ids) if text.validation else split_point(len(ids))]
     data = save_draft(count_contexts(np.asarray(training[-MAX_COUNTED:]), tokenizer.vocab_size))
+    checkpoint = checkpoint_directory(checkpoint)
     temporary = checkpoint / f".{DRAFT}.{os.getpid()}"
     with writing(checkpoint / DRAFT):
         temporary.write_bytes(data)

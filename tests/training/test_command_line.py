@@ -226,7 +226,7 @@ def test_export_rounds_and_measures_again(uninterrupted: Run, tmp_path: Path, ca
     assert main(["export", str(uninterrupted.path / "best"), str(out), "--data", text]) == 0
     checkpoint = read_checkpoint(out)
     assert sorted(p.name for p in out.iterdir()) == sorted(
-        ["config.json", "manifest.json", "model.safetensors", "selftest.json", "tokenizer.json"]
+        ["config.json", "draft.safetensors", "manifest.json", "model.safetensors", "selftest.json", "tokenizer.json"]
     )
     assert checkpoint.manifest["weights_dtype"] == "bfloat16"
     capsys.readouterr()
