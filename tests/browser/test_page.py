@@ -91,7 +91,7 @@ def test_the_forms_parameters_are_the_apis(open_page: Open, server: Server) -> N
         """[...document.getElementById("request").elements].filter(c => c.name).map(c => ({name: c.name, type: c.type,
             min: c.min === "" ? null : Number(c.min), max: c.max === "" ? null : Number(c.max), value: c.defaultValue}))"""
     )
-    assert {control["name"] for control in controls} == set(schema) - {"stream", "max_tokens", "generated", "return_tokens"}
+    assert {control["name"] for control in controls} == set(schema) - {"stream", "max_tokens", "generated", "return_tokens", "receipt"}
     for control in (control for control in controls if control["type"] == "number"):
         spec = schema[control["name"]]
         assert control["min"] == spec.get("minimum", spec.get("exclusiveMinimum")), control

@@ -77,13 +77,18 @@ class Cluster:
     # ---- its processes -----------------------------------------------------------------------------------------------------
 
     def processes(self, kind: str = "") -> set[int]:
-        """Those that carry the mark and have ``kind`` in their command line."""
-        found = set()
+        """Those that carry the mark, or whose parent does (a worker is given little of the environment), and have ``kind`` in their
+        command line."""
+        marked, parents, found = set(), {}, set()
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if self.mark.encode() in (path / "environ").read_bytes() and kind in (path / "cmdline").read_text().replace("\0", " "):
-                    found.add(int(path.name))
-        return found
+                pid = int(path.name)
+                if kind in (path / "cmdline").read_text().replace("\0", " "):
+                    found.add(pid)
+                parents[pid] = int((path / "stat").read_text().rpartition(") ")[2].split()[1])
+                if self.mark.encode() in (path / "environ").read_bytes():
+                    marked.add(pid)
+        return {pid for pid in found if pid in marked or parents.get(pid) in marked}
 
     def replicas(self) -> set[int]:
         return self.processes(REPLICA)

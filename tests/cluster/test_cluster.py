@@ -111,7 +111,7 @@ def test_the_contract_comes_through(cluster: Cluster, short: list[str]) -> None:
         assert (answer.status_code, answer.json()["text"], answer.headers["x-seed"]) == (200, short[0], "0")
         wrong = http.post("/generate", json={"prompt": "a", "temprature": 1})
         assert (wrong.status_code, wrong.json()["error"]["code"]) == (422, "unknown_field")
-        assert http.get("/generate").headers["allow"] == "POST"
+        assert http.put("/generate").headers["allow"] == "GET, HEAD, POST, QUERY"
         assert http.get("/readyz").status_code == 200
 
 

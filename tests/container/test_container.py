@@ -23,7 +23,10 @@ from tests.support.wait import wait_for
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]
 BODY = {"prompt": "ROMEO:", "max_new_tokens": 500, "seed": 7}
-CODE = ("model", "training", "service", "deploy", "pyproject.toml", "README.md", "LICENSE", "Dockerfile", ".dockerignore")
+CODE = (
+    *("model", "training", "service", "deploy", "pyproject.toml", "hatch_build.py"),
+    *("README.md", "LICENSE", "Dockerfile", ".dockerignore"),
+)
 REBUILD_S = 30
 
 

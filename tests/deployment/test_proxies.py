@@ -62,7 +62,7 @@ def test_events_arrive_as_they_are_sent(server: Server, proxy: Proxy, http: http
         parts = answer.iter_raw()
         first = next(parts).decode()
         assert joined(events(first)) == "abc"
-        assert [next(parts) for _ in range(3)] == [b": keep-alive\n\n"] * 3
+        assert [next(parts) for _ in range(3)] == [b": keep-alive\n"] * 3
         free()
         found = events(first + b"".join(parts).decode())
     end = found[-1]["data"]

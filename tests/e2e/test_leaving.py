@@ -85,8 +85,8 @@ def test_a_reader_that_stops_gives_its_row_up_and_goes_on_exactly(server: Server
     golden, golden_neighbour = server.text(**slow), server.text(**neighbour)
 
     async def body() -> None:
-        # log-probabilities make every token some 700 bytes, so that buffers of sockets fill up soon
-        exchanges = [Exchange(server, {**slow, "logprobs": True, "top_logprobs": 12}) for _ in range(16)]
+        # log-probabilities make every token some 500 bytes, so that buffers of sockets fill up soon
+        exchanges = [Exchange(server, {**slow, "logprobs": True, "top_logprobs": 9}) for _ in range(16)]
         for exchange in exchanges:
             await exchange.send(receive_buffer=4096)
             await exchange.head()

@@ -205,6 +205,7 @@ def test_the_documents_are_complete(shared: Running) -> None:
         "/generate",
         "/v1/completions",
         "/v1/chat/completions",
+        "/verify",
         "/tokenize",
         "/detokenize",
         "/tokenizer_info",
