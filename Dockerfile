@@ -50,15 +50,19 @@ RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf,required=false --mount=t
  && find /opt/venv/lib/python3*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete
 
 # Our own code, in a directory of its own, so that a change of it leaves the environment's layer as it is. gcc makes the CPU's kernels, for
-# every instruction set at once, and NVRTC those of every GPU architecture for the shipped checkpoint; gcc stays outside the images.
+# every instruction set at once, and NVRTC those of every GPU architecture for the shipped checkpoint, before the rest of the code is there:
+# a change elsewhere builds neither again. gcc stays outside the images.
 FROM dependencies AS code
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends gcc libc6-dev \
  && apt-get clean && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 COPY model model
+COPY service/worker/cuda service/worker/cuda
+COPY service/worker/kernels service/worker/kernels
+RUN PYTHONPATH=. /opt/venv/bin/python -m service.worker.cuda.cubins \
+ && /opt/venv/bin/python service/worker/kernels/build.py
 COPY service service
-RUN PYTHONPATH=. /opt/venv/bin/python -m service.worker.cuda.cubins
 COPY training training
 COPY pyproject.toml hatch_build.py README.md LICENSE ./
 RUN /opt/pip/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheel . \
