@@ -61,7 +61,7 @@ def test_leaving_frees_the_row_and_stops_the_generation(server: Server) -> None:
         exchanges = [Exchange(server, body) for _ in range(20)]  # four of them wait
         for exchange in exchanges:
             await exchange.send()
-        await until(lambda: server.busy == 20 and server.metrics()["folio_engine_batch_size"] == 16)
+        await until(lambda: server.busy == 20 and server.metrics()["folio_num_requests_running"] == 16)
         for exchange in exchanges:
             exchange.reset()
         await until(lambda: server.busy == 0)
