@@ -119,10 +119,10 @@ def import_(arguments: Sequence[str]) -> int:
     from training.huggingface import import_hf
 
     refuse_full(options.out)
-    config = import_hf(options.source, options.out, options.data)
-    print(
-        f"{options.out}: {config.num_parameters:,} parameters, {config.arithmetic}. Serve it: python -m service --checkpoint {options.out}"
-    )
+    config, cost = import_hf(options.source, options.out, options.data)
+    measured = "" if cost is None else f", which costs {cost:+.6f} nats per token on this text"
+    print(f"{options.out}: {config.num_parameters:,} parameters, arithmetic {config.arithmetic}{measured}")
+    print(f"Serve it: python -m service --checkpoint {options.out}")
     return 0
 
 

@@ -72,10 +72,11 @@ def export_hf(source: Path, out: Path) -> None:
         )
 
 
-def import_hf(source: Path, out: Path, data_files: Sequence[str] | None = None) -> GPTConfig:
-    """Make a checkpoint of a GPT-2 directory. Raises CheckpointError for what is none, TrainingError for what cannot be held.
+def import_hf(source: Path, out: Path, data_files: Sequence[str] | None = None) -> tuple[GPTConfig, float | None]:
+    """Make a checkpoint of a GPT-2 directory; its shape, and what its arithmetic costs in nats per token, None if not measured.
 
-    Its activations are served in the fewest bits that cost nothing on ``data_files``, or else in 16: GPT-2's outliers need them.
+    Its activations are served in the fewest bits that cost at most 0.001 on ``data_files``, or else in 16: GPT-2's outliers need
+    them. Raises CheckpointError for what is none, TrainingError for what cannot be held.
     """
     try:
         config = config_from_gpt2(source / "config.json")
@@ -102,7 +103,7 @@ def import_hf(source: Path, out: Path, data_files: Sequence[str] | None = None) 
     with writing(out):
         write_checkpoint(out, checkpoint_files(model.eval(), tokenizer, ids), manifest)
     read_checkpoint(out)
-    return model.config
+    return model.config, cost
 
 
 def to_gpt2(config: GPTConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -31,22 +31,24 @@ def upgrade_checkpoint(source: Path, out: Path, data_files: Sequence[str] | None
     checkpoint = read_checkpoint(source)
     if known_answers(checkpoint.selftest, checkpoint.config) is not None:
         raise TrainingError(f"{source} has its digests already: there is nothing to upgrade")
-    arithmetic = (
-        measured(source, data_files) if data_files else "w8a16" if "imported" in checkpoint.manifest else checkpoint.config.arithmetic
-    )
+    arithmetic: Arithmetic = "w8a16" if "imported" in checkpoint.manifest else checkpoint.config.arithmetic
+    measured: dict[str, float] = {}
+    if data_files:
+        arithmetic, measured["exact_cost"] = measure(source, data_files)
     config = replace(checkpoint.config, arithmetic=arithmetic)
     answers = from_cases(ExactModel(config, checkpoint.tensors), checkpoint.selftest, NUM_TOKENS)
     files = read_verified(read_manifest(source)) | {CONFIG: dump_json(config.to_json()), SELFTEST: dump_json(answers.to_json())}
     manifest = {name: value for name, value in checkpoint.manifest.items() if name not in ("format", "files")}
     with writing(out):
-        write_checkpoint(out, files, manifest | {"upgraded_from": checkpoint.id})
+        write_checkpoint(out, files, manifest | measured | {"upgraded_from": checkpoint.id})
         if (source / DRAFT).exists():  # counts of tokens, which are no part of the id
             shutil.copyfile(source / DRAFT, out / DRAFT)
     return read_checkpoint(out).id
 
 
-def measured(source: Path, data_files: Sequence[str]) -> Arithmetic:
-    """The arithmetic that fits a checkpoint, measured on a text."""
+def measure(source: Path, data_files: Sequence[str]) -> tuple[Arithmetic, float]:
+    """The arithmetic that fits a checkpoint on a text, and what it costs in nats per token."""
     checkpoint = load_checkpoint(source)
     data = Dataset(load_text(data_files), checkpoint.tokenizer, checkpoint.config.block_size, torch.device("cpu"))
-    return choose_arithmetic(checkpoint.model, data.val)[0]
+    arithmetic, cost = choose_arithmetic(checkpoint.model, data.val)
+    return arithmetic, round(cost, 6)

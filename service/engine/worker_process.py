@@ -30,8 +30,11 @@ NEEDED_PREFIXES = (
 
 
 def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that a worker needs: the system's, Python's, and those of the arithmetic's libraries. No key is among them."""
-    return {k: v for k, v in environment.items() if k in NEEDED_VARIABLES or k.startswith(NEEDED_PREFIXES)}
+    """The variables that a worker needs: the system's, Python's, and those of the arithmetic's libraries. No key is among them.
+
+    numpy computes with one thread unless told otherwise: the products of one token are too small to share.
+    """
+    return {"OPENBLAS_NUM_THREADS": "1"} | {k: v for k, v in environment.items() if k in NEEDED_VARIABLES or k.startswith(NEEDED_PREFIXES)}
 
 
 def spawn(environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], socket.socket]:

@@ -68,7 +68,7 @@ def test_a_gpt2_made_by_transformers_is_imported_with_equal_logits(tmp_path: Pat
         torch.nn.init.normal_(parameter, std=0.3)
     theirs.save_pretrained(tmp_path / "hf")
     (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(hf_tokenizer(TOKENIZER)))
-    assert import_hf(tmp_path / "hf", tmp_path / "c").qkv_bias
+    assert import_hf(tmp_path / "hf", tmp_path / "c")[0].qkv_bias
     ids = torch.randint(0, vocab_size, (2, 8))
     with torch.no_grad():
         torch.testing.assert_close(load_checkpoint(tmp_path / "c").model(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)

@@ -7,25 +7,54 @@
 
 #include "engine.h"
 
-static int by_weight(const void *a, const void *b) { /* heaviest first, then the lower token */
-  const Candidate *x = a, *y = b;
-  return x->weight != y->weight ? (x->weight > y->weight ? -1 : 1) : x->token - y->token;
+/* ---- the heaviest candidates, as a heap: few of a large vocabulary are kept, so it is not sorted ---------------------- */
+
+static int comes_first(Candidate a, Candidate b) { /* the heavier one, then the lower token */
+  return a.weight != b.weight ? a.weight > b.weight : a.token < b.token;
+}
+
+static void sink(Candidate *heap, int n, int i) {
+  for (int child; (child = 2 * i + 1) < n; i = child) {
+    if (child + 1 < n && comes_first(heap[child + 1], heap[child])) child++;
+    if (comes_first(heap[i], heap[child])) return;
+    Candidate swapped = heap[i];
+    heap[i] = heap[child], heap[child] = swapped;
+  }
+}
+
+static void make_heap(Candidate *heap, int n) {
+  for (int i = n / 2 - 1; i >= 0; i--) sink(heap, n, i);
+}
+
+/* The first of n moves to the end, behind the heap of the others. */
+static Candidate pop(Candidate *heap, int n) {
+  Candidate first = heap[0];
+  heap[0] = heap[n - 1], heap[n - 1] = first, sink(heap, n - 1, 0);
+  return first;
 }
 
 /* Sets the weights to 0 of what min-p, top-k and top-p, in this order, cut off. */
 static void filter(const Row *r, int64_t *w, int n, Candidate *candidates) {
   int64_t least = ex_least(r->min_p), kept_total = 0, before = 0;
-  int count = 0, kept = 0;
+  int count = 0;
   for (int i = 0; i < n; i++) /* a weight of 0 is never drawn, whatever is kept */
-    if (w[i] > 0 && w[i] >= least) candidates[count++] = (Candidate){w[i], i};
-  qsort(candidates, count, sizeof *candidates, by_weight);
+    if (w[i] > 0 && w[i] >= least) candidates[count++] = (Candidate){w[i], i}, kept_total += w[i];
+  int num_kept = r->top_k > 0 && r->top_k < count ? r->top_k : count, left = num_kept;
+  if (num_kept < count) {
+    make_heap(candidates, count), kept_total = 0;
+    for (int i = 0; i < num_kept; i++) kept_total += pop(candidates, count - i).weight;
+    candidates += count - num_kept; /* top-k's, the last first */
+  }
   memset(w, 0, sizeof *w * n);
-  if (r->top_k > 0 && r->top_k < count) count = r->top_k;
-  for (int i = 0; i < count; i++) kept_total += candidates[i].weight;
-  int64_t enough = r->top_p < 1 ? ex_nucleus(r->top_p, kept_total) : INT64_MAX;
-  for (; kept < count && before < enough; kept++) {
-    before += candidates[kept].weight;
-    w[candidates[kept].token] = candidates[kept].weight;
+  if (r->top_p >= 1) {
+    for (int i = 0; i < num_kept; i++) w[candidates[i].token] = candidates[i].weight;
+    return;
+  }
+  int64_t enough = ex_nucleus(r->top_p, kept_total);
+  make_heap(candidates, num_kept);
+  for (; left > 0 && before < enough; left--) {
+    Candidate c = pop(candidates, left);
+    before += c.weight, w[c.token] = c.weight;
   }
 }
 
