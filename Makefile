@@ -40,8 +40,10 @@ format: .venv/check ## put the code into the one format
 golden: .venv/test ## write the golden texts anew, by the reference: for a new checkpoint or a new version of the arithmetic
 	$(BIN)/python -m tests.golden
 
-bench: .venv/train ## measure the service over HTTP and the engine alone, and draw it
+bench: .venv/train ## measure the service over HTTP and the engine alone (LLAMA=llama-server puts it and CTranslate2 beside)
 	$(BIN)/python -m benchmarks.serving $(ARGS)
+	$(if $(LLAMA),$(BIN)/python -m pip install --quiet gguf ctranslate2 transformers)
+	$(if $(LLAMA),$(BIN)/python -m benchmarks.peers --llama-server $(LLAMA))
 
 bench-training: .venv/train ## measure a training step beside the original script's (DATA=FILE or FOLIO_DATA)
 	$(BIN)/python -m benchmarks.train_step $(ARGS)

@@ -1,7 +1,7 @@
 """A GPT-2 of our size for llama.cpp's server: 5 layers, 256 wide, 65 tokens, random weights (speed does not depend on them).
 
     pip install gguf
-    python -m benchmarks.peer_gguf S.gguf            # f16; --float32 for f32
+    python -m benchmarks.peer_gguf S.gguf            # f16; --type q8_0 or f32
     llama-server -m S.gguf -c 16384 -np 64 -t 2 --port 8081
     python -m benchmarks.load --port 8081 --dialect llama --streams 64 --requests 256 --tokens 200
 
@@ -17,15 +17,21 @@ import gguf
 import numpy as np
 
 LAYERS, WIDTH, HEADS, CONTEXT, VOCABULARY = 5, 256, 4, 256, 65
+TYPES = {name.lower(): gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "Q8_0")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--float32", action="store_true")
+    parser.add_argument("--type", choices=sorted(TYPES), default="f16", help="of matrices (default: f16)")
     options = parser.parse_args()
+    write(options.out, options.type)
+
+
+def write(path: Path, kind: str) -> None:
+    """The whole file, with matrices of one of `TYPES`."""
     rng = np.random.default_rng(0)
-    writer = gguf.GGUFWriter(options.out, "gpt2")
+    writer = gguf.GGUFWriter(path, "gpt2")
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(LAYERS)
@@ -41,8 +47,8 @@ def main() -> None:
     writer.add_eos_token_id(0)
 
     def matrix(name: str, *shape: int) -> None:
-        dtype = np.float32 if options.float32 or "position" in name else np.float16
-        writer.add_tensor(f"{name}.weight", rng.normal(0, 0.02, shape).astype(dtype))
+        stored = TYPES["f32" if "position" in name else kind]
+        writer.add_tensor(f"{name}.weight", gguf.quants.quantize(rng.normal(0, 0.02, shape).astype(np.float32), stored), raw_dtype=stored)
 
     def vector(name: str, size: int, value: float) -> None:
         writer.add_tensor(name, np.full(size, value, np.float32))
