@@ -31,6 +31,8 @@ FOLLOW_S = 1.0
 RETIRE_S = 0.02
 PROMOTION_S = 600.0
 """Longest time that a promotion may take to load, however much progress it reports."""
+MAX_LOADING_RETRY_S = 60.0
+"""OpenAI's clients obey no longer wait than this, and fall back to their own short ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class Rollout:
         self.retiring: Supervisor | None = None
         self.candidate: Supervisor | None = None
         self.candidate_since = 0.0
+        self.loading_since = 0.0
         self.previous: Target | None = None
         self.pinned = PinnedCheckpoints(options.cache.resolve() / "followed")
         self.background = Background()  # what follows and retires
@@ -67,7 +70,8 @@ class Rollout:
         if self.current is not None and self.current.state == "failed":
             raise EngineFailed(f"the engine has given up: {self.current.message}", retry_after_s=30)
         if self.current is None or self.current.checkpoint is None:
-            raise EngineLoading("the checkpoint is still being loaded", retry_after_s=2)
+            so_far_s = time.monotonic() - self.loading_since  # as long again: a few tries outlast any load, and no try comes far too late
+            raise EngineLoading("the checkpoint is still being loaded", min(MAX_LOADING_RETRY_S, max(2.0, so_far_s)))
         for supervisor in self.supervisors:
             served = supervisor.checkpoint
             if served is not None and checkpoint_id in (None, served.id):
@@ -78,6 +82,7 @@ class Rollout:
 
     async def start(self) -> None:
         """Begin to load the first checkpoint; returns at once."""
+        self.loading_since = time.monotonic()
         self.current = self.supervise(self.options.checkpoint)
         if self.options.watch is not None:
             self.background.start("follow", self.follow(self.options.watch))

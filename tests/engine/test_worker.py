@@ -183,6 +183,22 @@ def test_an_error_of_our_own_ends_every_stream_and_is_logged(
     assert any("ended by an error" in record.message for record in caplog.records)
 
 
+@pytest.mark.parametrize(("so_far_s", "retry_after_s"), [(0.0, 2.0), (10.0, 10.0), (600.0, 60.0)])
+def test_who_comes_while_it_loads_is_told_to_wait_as_long_again(options: EngineOptions, so_far_s: float, retry_after_s: float) -> None:
+    """It was a second or two, whatever loads, so that a client with eight retries gave up on a large model."""
+
+    async def body() -> None:
+        engine = EngineClient(options)
+        await engine.start()
+        engine.rollout.loading_since -= so_far_s
+        with pytest.raises(EngineLoading) as refused:
+            engine.submit(request())
+        assert retry_after_s <= refused.value.retry_after_s <= min(60.0, retry_after_s + LIMIT_S)
+        await engine.close()
+
+    run(body())
+
+
 def test_loading_then_draining(options: EngineOptions) -> None:
     async def body() -> None:
         engine = EngineClient(options)
