@@ -19,7 +19,7 @@ from model.checkpoint.manifest import MANIFEST
 from service.app import create_app
 from service.background import Background
 from service.http.server import Server
-from service.settings import Settings
+from service.settings import Settings, temporary_cache
 from service.settings_table import default_text, is_secret
 from service.state import Service
 from service.telemetry import lines, logs
@@ -60,6 +60,8 @@ def parse_args(argv: Sequence[str] | None) -> Settings:
     known = {f"FOLIO_{name.upper()}" for name in Settings.model_fields} | OTHERS_VARIABLES
     for name in sorted(name for name in os.environ if name.startswith("FOLIO_") and name not in known):
         print(f"folio: there is no setting {name}; it is ignored", file=sys.stderr)
+    if settings.cache == temporary_cache():
+        print(f"folio: this user has no home directory; copies of checkpoints go to {settings.cache} (--cache)", file=sys.stderr)
     if not (settings.checkpoint / MANIFEST).is_file():
         parser.error(f"{settings.checkpoint} is no checkpoint: it has no {MANIFEST}")
     return settings

@@ -29,7 +29,12 @@ def cache_directory() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "folio"
     except RuntimeError:
-        return Path(tempfile.gettempdir()) / f"folio-{os.getuid()}"
+        return temporary_cache()
+
+
+def temporary_cache() -> Path:
+    """Where copies go for a user without a home."""
+    return Path(tempfile.gettempdir()) / f"folio-{os.getuid()}"
 
 
 def has_opentelemetry() -> bool:

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from service import settings_table
-from service.__main__ import OTHERS_VARIABLES
+from service.__main__ import OTHERS_VARIABLES, parse_args
 from service.settings import REMOVED, Settings, is_loopback
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -107,12 +107,15 @@ def test_a_root_path_is_a_path(path: str) -> None:
     assert Settings(root_path="/a/b-c/").root_path == "/a/b-c"
 
 
-def test_a_user_without_a_home_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_can_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A uid without an entry in passwd could not even ask for --help."""
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
     assert str(Settings().cache).startswith(tempfile.gettempdir())
+    assert str(parse_args([]).cache) in capsys.readouterr().err
+    assert parse_args(["--cache", str(tmp_path)]).cache == tmp_path
+    assert not capsys.readouterr().err
 
 
 def test_keys_are_not_shown() -> None:
