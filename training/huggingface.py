@@ -25,6 +25,7 @@ from model.tokenizer.base import Tokenizer, TokenizerError
 from model.tokenizer.bpe import BYTES, BPETokenizer
 from model.tokenizer.byte import ByteTokenizer
 from model.tokenizer.char import CharTokenizer
+from training.chat_template import chat_fields, to_tokenizer_config
 from training.config import TrainingError
 from training.data import load_text
 from training.dataset import Dataset
@@ -67,9 +68,8 @@ def export_hf(source: Path, out: Path) -> None:
         (out / "config.json").write_bytes(dump_json(gpt2_config(config)))
         (out / "model.safetensors").write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
         (out / "tokenizer.json").write_bytes(dump_json(hf_tokenizer(checkpoint.tokenizer)))
-        (out / "tokenizer_config.json").write_bytes(
-            dump_json({"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.block_size})
-        )
+        about = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.block_size}
+        (out / "tokenizer_config.json").write_bytes(dump_json(about | to_tokenizer_config(checkpoint.manifest)))
 
 
 def import_hf(source: Path, out: Path, data_files: Sequence[str] | None = None) -> tuple[GPTConfig, float | None]:
@@ -82,6 +82,7 @@ def import_hf(source: Path, out: Path, data_files: Sequence[str] | None = None) 
         config = config_from_gpt2(source / "config.json")
         tokenizer = tokenizer_from_hf(source / "tokenizer.json")
         start = next((text for text in STARTS if text in tokenizer.ids), "")
+        chat = chat_fields(source)
         data = read_file(source / "model.safetensors")
         model = GPT(config)
         model.load_state_dict(from_gpt2(config, safetensors.torch.load(data)))
@@ -99,7 +100,7 @@ def import_hf(source: Path, out: Path, data_files: Sequence[str] | None = None) 
         arithmetic, cost = choose_arithmetic(model.eval(), val)
         ids = val[:256].tolist()
     model.config = replace(config, arithmetic=arithmetic)
-    manifest = {"start": start, "val_loss": None, "imported": source.name, "exact_cost": None if cost is None else round(cost, 6)}
+    manifest = {"start": start, "val_loss": None, "imported": source.name, "exact_cost": None if cost is None else round(cost, 6)} | chat
     with writing(out):
         write_checkpoint(out, checkpoint_files(model.eval(), tokenizer, ids), manifest)
     read_checkpoint(out)

@@ -36,7 +36,7 @@ from training.progress import LossLog, Progress, diverged, first_not_finite
 from training.report import Reporter
 from training.run_directory import Point, RunDirectory, RunDocument, read_metrics
 from training.step import build_step, compile_step
-from training.transfer import extend_vocabulary, transfer
+from training.transfer import CARRIED, extend_vocabulary, origin_of, transfer
 
 
 class Trainer:
@@ -62,7 +62,7 @@ class Trainer:
         self.ancestors: dict[str, dict[str, Any]] = {}
         if init:
             transfer(init, self.model, self.tokenizer)
-            self.ancestors["init_from"] = {"id": init.id, "steps": init.manifest.get("steps"), "start": init.manifest.get("start", "\n")}
+            self.ancestors["init_from"] = origin_of(init)
         self.average = MovingAverage(self.model, config.ema) if config.ema else None
         self.optimizers = build_optimizers(self.model, config, self.dtype)
         self.losses = LossLog(self.device)
@@ -215,7 +215,8 @@ class Trainer:
             files = checkpoint_files(self.served, self.tokenizer, self.data.val[:256].tolist())
             files |= state_files(self.state, losses, self.model, self.optimizers, averaged=self.average is not None)
             manifest = build_manifest(self.state, self.curve, losses, self.config, self.text, self.data, self.dtype)
-            manifest |= {"start": self.ancestors.get("init_from", {}).get("start", "\n"), **self.ancestors}
+            origin = self.ancestors.get("init_from", {})
+            manifest |= {"start": "\n"} | {name: origin[name] for name in CARRIED if name in origin} | self.ancestors
             self.directory.save(self.state.step, files, manifest, names)
 
     @property

@@ -20,6 +20,14 @@ from training.dataset import build_tokenizer
 SHAPE = ("n_layer", "n_head", "n_embd", "qkv_bias", "activation")
 PER_TOKEN = ("token_embedding.weight", "lm_head.weight", "lm_head.bias")
 """Tensors with one row for each token."""
+CARRIED = ("start", "chat_template", "special_tokens")
+"""Of a checkpoint's manifest: what a run that begins with its weights says too."""
+
+
+def origin_of(source: LoadedCheckpoint) -> dict[str, Any]:
+    """Where a run's weights come from, for its manifests."""
+    named = {"start": "\n", **source.manifest}
+    return {"id": source.id, "steps": source.manifest.get("steps"), **{name: named[name] for name in CARRIED if name in named}}
 
 
 def adopt(config: TrainConfig, source: LoadedCheckpoint, given: Collection[str]) -> TrainConfig:

@@ -32,6 +32,8 @@ def plan_chat(service: Service, body: ChatBody) -> list[Plan]:
         message = f"messages: at most {MAX_PROMPT_CHARACTERS} characters, and the prompt has {len(text)}"
         raise ApiError("invalid_request", message, param="messages")
     prompt = encode(text, body.on_unknown, checkpoint.tokenizer, field="messages")
+    if template_of(checkpoint) and (end := special_tokens(checkpoint).get("eos_token")) and end not in body.stop:
+        body = body.model_copy(update={"stop": [*body.stop, end]})  # where a model was taught to end its turn
     return plan_choices(service, checkpoint, body, [prompt], body.length, body.top_logprobs if body.logprobs else None)
 
 
@@ -39,6 +41,12 @@ def template_of(checkpoint: ServedCheckpoint) -> str | None:
     """A checkpoint's own template, if it has one."""
     template = checkpoint.manifest.get(OWN)
     return template if isinstance(template, str) else None
+
+
+def special_tokens(checkpoint: ServedCheckpoint) -> dict[str, str]:
+    """The texts of the tokens that templates name, by name."""
+    tokens = checkpoint.manifest.get("special_tokens")
+    return {str(name): str(text) for name, text in tokens.items()} if isinstance(tokens, dict) else {}
 
 
 def prompt_of(checkpoint: ServedCheckpoint, messages: Sequence[Message]) -> str:
@@ -49,8 +57,7 @@ def prompt_of(checkpoint: ServedCheckpoint, messages: Sequence[Message]) -> str:
         return compiled(template)(
             messages=[message.model_dump(include={"role", "content", "name"}, exclude_none=True) for message in messages],
             add_generation_prompt=True,
-            bos_token="",
-            eos_token="",
+            **{"bos_token": "", "eos_token": ""} | special_tokens(checkpoint),
         )
     except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
         message = f"messages: the checkpoint's chat template does not take them: {shown(str(error))}"
@@ -64,7 +71,7 @@ def compiled(template: str) -> Callable[..., str]:
     def raise_exception(message: str) -> NoReturn:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.globals["raise_exception"] = raise_exception
     return environment.from_string(template).render
 

@@ -100,6 +100,18 @@ def test_the_checkpoints_own_template(serve: Serve) -> None:
     assert reply["folio"] == {"template": "chat_template"}
 
 
+def test_a_templates_special_tokens_and_the_end_of_a_turn(serve: Serve) -> None:
+    """A chat is the completion of one prompt, up to the text that the model was taught to end its turn with."""
+    server = serve()
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% break %}{% endfor %}"
+    whole = text_after(server, "OSpeak.", 60)
+    end = whole[40:43]
+    manifest = {"chat_template": template, "special_tokens": {"bos_token": "O", "eos_token": end}}
+    server.engine.loaded = (replace(fake_checkpoint(), manifest=manifest),)
+    choice = chat(server, max_tokens=60).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (whole[: whole.find(end)], "stop")
+
+
 @pytest.mark.parametrize(
     "template",
     [

@@ -164,3 +164,43 @@ def test_an_imported_checkpoint_is_exported_and_trained_on(tmp_path: Path) -> No
     trained = load_checkpoint(run / "last")
     assert (trained.config.qkv_bias, trained.config.activation) == (True, "gelu_tanh")
     assert main(["resume", str(run)]) == 0
+
+
+TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }}{{ eos_token }}{% endfor %}"
+
+
+def with_template(hf: Path, **changes: object) -> None:
+    config = json.loads((hf / "tokenizer_config.json").read_bytes())
+    (hf / "tokenizer_config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize("form", ["text", "named", "file"])
+def test_a_chat_template_comes_along(tmp_path: Path, form: str) -> None:
+    """And goes into what is trained on from it, and out again."""
+    checkpoint(tmp_path / "c", activation="gelu_tanh")
+    hf = tmp_path / "hf"
+    assert main(["export", str(tmp_path / "c"), str(hf), "--to", "hf"]) == 0
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": TEMPLATE}]
+    with_template(hf, bos_token="a", eos_token={"content": "b"}, chat_template=named if form == "named" else TEMPLATE)
+    if form == "file":  # as newer versions write it; it counts
+        with_template(hf, chat_template="no")
+        (hf / "chat_template.jinja").write_text(TEMPLATE)
+    assert main(["import", str(hf), str(tmp_path / "imported")]) == 0
+    expected = {"chat_template": TEMPLATE, "special_tokens": {"bos_token": "a", "eos_token": "b"}}
+    assert expected.items() <= read_checkpoint(tmp_path / "imported").manifest.items()
+    text = tmp_path / "t.txt"
+    text.write_text("abc xyz\n" * 200)
+    flags = ["--data", str(text), "--max-iters", "1", "--eval-interval", "1", "--out", str(tmp_path / "run")]
+    assert main(["--init-from", str(tmp_path / "imported"), *flags]) == 0
+    assert expected.items() <= read_checkpoint(tmp_path / "run" / "last").manifest.items()
+    assert main(["export", str(tmp_path / "run" / "last"), str(tmp_path / "again"), "--to", "hf"]) == 0
+    config = json.loads((tmp_path / "again" / "tokenizer_config.json").read_bytes())
+    assert {"chat_template": TEMPLATE, "bos_token": "a", "eos_token": "b"}.items() <= config.items()
+
+
+def test_a_chat_template_that_cannot_be_run_is_refused(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "c")
+    assert main(["export", str(tmp_path / "c"), str(tmp_path / "hf"), "--to", "hf"]) == 0
+    with_template(tmp_path / "hf", chat_template="{% if %}")
+    with pytest.raises(CheckpointError, match="is not Jinja2 that can be run"):
+        import_hf(tmp_path / "hf", tmp_path / "out")
