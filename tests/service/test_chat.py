@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -131,6 +132,28 @@ def test_a_template_that_fails_is_a_refusal(serve: Serve, template: str) -> None
     server.engine.loaded = (replace(fake_checkpoint(), manifest={"chat_template": template}),)
     error = chat(server).json()["error"]
     assert (error["param"], error["type"]) == ("messages", "invalid_request_error")
+
+
+def test_what_open_webui_sends(shared: Running) -> None:
+    """Its backend forwards what its page sends: first the list of models, then chats by the names in it, titles not streamed."""
+    headers = {"Authorization": "Bearer none", "X-OpenWebUI-User-Name": "Ann", "X-OpenWebUI-Chat-Id": "1"}
+    with httpx.Client(base_url=f"{shared.url}/v1", headers=headers, trust_env=False, timeout=60) as http:
+        name = http.get("/models").json()["data"][0]["id"]
+        turn = [{"role": "user", "content": [{"type": "text", "text": "ROMEO:"}]}]
+        chat = {"model": name, "stream": True, "stream_options": {"include_usage": True}, "messages": turn, "max_tokens": 20, "seed": 3}
+        lines = http.post("/chat/completions", json=chat).text.split("\n\n")
+        assert lines[-2:] == ["data: [DONE]", ""]
+        chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+        text = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+        assert chunks[-1]["usage"]["completion_tokens"] == 20
+        title = {
+            "model": name,
+            "stream": False,
+            "messages": [{"role": "user", "content": "ROMEO:"}],
+            "max_completion_tokens": 20,
+            "seed": 3,
+        }
+        assert http.post("/chat/completions", json=title).json()["choices"][0]["message"]["content"] == text
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
