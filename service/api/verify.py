@@ -24,7 +24,16 @@ from service.state import Service, service_of
 router = make_router("generation")
 SHOWN = 16
 """Characters that a verdict shows of each text from where they differ."""
-EXAMPLE = {"receipt": {"request": {"prompt": "ROMEO:", "max_new_tokens": 20, "seed": 7}, "checkpoint": "sha256:…", "text_sha256": "…"}}
+EXAMPLE = {
+    "receipt": {
+        "arithmetic": ARITHMETIC_VERSION,
+        "checkpoint": "sha256:…",
+        "fingerprint": "…",
+        "request": {"prompt": "ROMEO:", "max_new_tokens": 20, "seed": 7},
+        "text_sha256": "…",
+        "tokens": 20,
+    }
+}
 
 
 class VerifyBody(Body):
