@@ -13,24 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.gpt2_shape import gpt2_shape
 from model.checkpoint.files import Checkpoint, read_checkpoint
-from model.config import GPTConfig
 from model.params import SamplingParams
-from model.tokenizer.byte import ByteTokenizer
 from service.worker.core import EngineCore
 from service.worker.messages import Submit
 from service.worker.runners.native import NativeRunner
 
 PRETRAINED = Path(__file__).parents[1] / "model" / "pretrained"
 CHOICES = 8
-
-
-def gpt2_shape() -> Checkpoint:
-    """Random weights: how long a step takes does not depend on them."""
-    config = GPTConfig(vocab_size=256, block_size=1024, n_layer=12, n_head=12, n_embd=768, qkv_bias=True, activation="gelu_tanh")
-    rng = np.random.default_rng(1)
-    tensors = {name: rng.normal(0, 0.02, shape).astype(np.float32) for name, shape in config.parameter_shapes.items()}
-    return Checkpoint(Path("gpt2-shape"), "sha256:", config, ByteTokenizer(), 0, {}, {}, tensors)
 
 
 def first_tokens_s(core: EngineCore, prompt: list[int], choices: int) -> float:
@@ -67,7 +58,7 @@ def main() -> None:
     """The command."""
     measure(read_checkpoint(sys.argv[1] if len(sys.argv) > 1 else PRETRAINED), 200, 5, unshared=True)
     if len(sys.argv) == 1:
-        measure(gpt2_shape(), 900, 1, unshared=False)  # unshared, it takes minutes
+        measure(gpt2_shape(vocab_size=256), 900, 1, unshared=False)  # unshared, it takes minutes
 
 
 if __name__ == "__main__":
