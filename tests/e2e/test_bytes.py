@@ -233,14 +233,14 @@ def test_the_worst_request_on_every_row_at_once(server: Server) -> None:
 
     async def body() -> None:
         alone = [await fetch(server, {**worst, "seed": seed}) for seed in (0, 1)]
-        sizes = []  # the first time the heap makes room for prompts that wait; what is not given back would add up
-        for _ in range(3):
+        sizes = []  # at first the heap makes room for prompts that wait, 16 MB of them; what is not given back would add up
+        for _ in range(6):
             replies = await together(*(fetch(server, {**worst, "seed": seed % 2}) for seed in range(2 * ROWS)))
             for seed, reply in enumerate(replies):
                 assert (reply["text"], reply["logprobs"]) == (alone[seed % 2]["text"], alone[seed % 2]["logprobs"])
                 assert len(reply["logprobs"]) == 120
                 assert len(reply["logprobs"][0]["top"]) == len(TEXT)
             sizes.append(resident_kb(server.worker()))
-        assert sizes[-1] - sizes[0] < 16 << 10, f"the worker grows: {sizes}"
+        assert max(sizes[3:]) - max(sizes[:3]) < 16 << 10, f"the worker grows: {sizes}"
 
     run(body())
