@@ -136,6 +136,12 @@ class Emulated:
         for name, value in row_state(self.plan, params, prompt, generated).items():
             self.arrays[name][row] = value
 
+    def copy_prefix(self, source: int, target: int, num_tokens: int) -> None:
+        """What a row has cached of its first positions, to another row."""
+        config = self.plan.config
+        numbers = [ctypes.c_int(n) for n in (source, target, num_tokens)]
+        self.emulate("copy_prefix", [self.args, *numbers], (config.n_head, config.n_layer))
+
     def probe_sums(self, functions: int, arguments: int) -> list[int]:
         """The sums of probe.h, by the kernel."""
         sums = np.zeros(functions, np.uint64)

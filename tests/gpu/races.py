@@ -1,4 +1,4 @@
-"""A script of steps for ``races.cpp``: every kernel of a build, prefill, decode of few and many rows, guesses, every filter."""
+"""A script of steps for ``races.cpp``: every kernel of a step, prefill, decode of few and many rows, guesses, every filter."""
 
 from __future__ import annotations
 

@@ -180,6 +180,22 @@ def test_guesses_change_no_token(name: str, target: str) -> None:
         first += 1 + len(guesses[row])
 
 
+@pytest.mark.parametrize(("name", "target"), cases())
+def test_a_copied_prefix_is_what_the_row_would_have_computed(name: str, target: str) -> None:
+    """Whole words and parts of them, over what the row held before, and back."""
+    model = model_of(name)
+    length = min(model.config.block_size, 9)
+    texts = random_texts(model, length)
+    wanted = reference_logits(model, texts)
+    emulated = Emulated(model, 3, length, target=target, seed=4)
+    for row, text in ((0, texts[0]), (1, texts[1])):
+        emulated.run([row] * length, text.tolist(), list(range(length)), distinct=False)
+    for source, target_row, n in ((0, 2, length - 1), (2, 1, 5), (1, 2, 3)):
+        emulated.copy_prefix(source, target_row, n)
+        logits = emulated.run([target_row] * (length - n), texts[0][n:].tolist(), list(range(n, length)), distinct=False)
+        assert (bits(logits) == bits(wanted[0][n:])).all(), (source, target_row, n)
+
+
 @pytest.mark.parametrize("target", [pytest.param(t, marks=pytest.mark.needs(t)) for t in (SOURCE, OLD, NEW)])
 def test_every_function_of_one_element_has_its_sums(target: str) -> None:
     """Probes: by the kernel, and by the compiler of the emulator in a plain loop."""

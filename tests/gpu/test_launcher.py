@@ -19,7 +19,7 @@ from service.worker.cuda import driver
 from service.worker.cuda.driver import SIGNATURES, CudaError
 from service.worker.cuda.launches import Plan
 from service.worker.runners.cuda import CudaRunner
-from service.worker.runners.interface import DecodeSlot, PrefillChunk, RunnerUnavailable
+from service.worker.runners.interface import CopiesPrefixes, DecodeSlot, PrefillChunk, PrefixCopy, RunnerUnavailable, SampledTokens
 from tests.golden.models import golden_checkpoint
 from tests.gpu.fake import build_fake, fake_driver
 
@@ -84,6 +84,47 @@ def test_it_gives_the_references_logits_and_tokens(checkpoint: Checkpoint, libra
             for token in found:
                 assert token == sample(reference.next_logits([*prompt, *text]), params, prompt, text)
                 text.append(token)
+        runner.close()
+
+
+REQUESTS = [([1, 2, 3], SamplingParams(seed=row, frequency_penalty=0.4, num_logprobs=row - 1 if row else None)) for row in range(ROWS)]
+
+
+def decode(runner: CudaRunner, guesses: Sequence[Sequence[int]], steps: int) -> list[SampledTokens]:
+    """`REQUESTS` from their beginning, some tokens of each guessed."""
+    for row, (prompt, params) in enumerate(REQUESTS):
+        runner.set_row(row, params, prompt, [])
+    runner.prefill([PrefillChunk(row, 0, prompt[:-1]) for row, (prompt, _) in enumerate(REQUESTS)])
+    return runner.decode([DecodeSlot(row, prompt[-1], len(prompt) - 1, steps, guesses[row]) for row, (prompt, _) in enumerate(REQUESTS)])
+
+
+def test_guesses_save_passes_and_move_nothing(checkpoint: Checkpoint, library: Path, cache: Path) -> None:
+    """All right, wrong from the third on, none; log-probabilities too, and what a row draws after them."""
+    with fake_driver(library):
+        runner, steps = CudaRunner(checkpoint, rows=ROWS, cache=cache), 12
+        plain = decode(runner, [()] * ROWS, steps)
+        assert [each.num_passes for each in plain] == [steps] * ROWS
+        right = [each.tokens for each in plain]
+        changed = [(token + (i >= 2)) % checkpoint.config.vocab_size for i, token in enumerate(right[1])]
+        found = decode(runner, [right[0], changed, ()], steps)
+        assert [(each.tokens, each.logprobs) for each in found] == [(each.tokens, each.logprobs) for each in plain]
+        assert [each.num_passes for each in found] == [1, 1 + steps - 3, steps]
+        more = [runner.decode([DecodeSlot(row, right[row][-1], 2 + steps, 4)])[0].tokens for row in range(ROWS)]
+        assert more == [each.tokens[steps:] for each in decode(runner, [()] * ROWS, steps + 4)]
+        runner.max_items = 4  # too few for three rows to bring guesses together
+        assert [each.tokens for each in decode(runner, right, steps)] == right
+        runner.close()
+
+
+def test_rows_share_prefixes(checkpoint: Checkpoint, library: Path, cache: Path) -> None:
+    with fake_driver(library):
+        runner = CudaRunner(checkpoint, rows=ROWS, cache=cache)
+        assert isinstance(runner, CopiesPrefixes)
+        tokens = [5, 6, 7, 8, 9, 10, 11]
+        wanted = runner.logits([PrefillChunk(0, 0, tokens)])[6]
+        runner.logits([PrefillChunk(2, 0, tokens[::-1])])
+        runner.copy_prefix(PrefixCopy(0, 2, 6))
+        assert (runner.logits([PrefillChunk(2, 6, tokens[6:])])[0].view(np.int32) == wanted.view(np.int32)).all()
         runner.close()
 
 

@@ -118,7 +118,7 @@ class Plan:
         """Every kernel of the build."""
         one = ["project_up"] if self.fused else ["project_one", "up_one"]
         end = ["head_draw"] if self.small_vocabulary else ["head", "head_one", "weigh", "pick"]
-        return ["qkv_attend", "qkv", "attend", "project", "up", "down", "down_one", *one, *end, "commit"]
+        return ["qkv_attend", "qkv", "attend", "project", "up", "down", "down_one", *one, *end, "commit", "copy_prefix"]
 
     def launches(self, items: int, *, distinct: bool, logits: bool = True, drafts: bool = False) -> list[Launch]:
         """A step of so many items. ``distinct``: no two of one row. ``logits``: and draw. ``drafts``: and keep right guesses."""

@@ -12,6 +12,7 @@
  *   small vocabulary          head_draw (1, M)            LayerNorm, logits, draw
  *   large                     head (V/64, M/R), weigh (V/256, M), pick (1, M)
  *   after drafts              commit (M/256)              enters the drafts that were right into their rows
+ *   between steps             copy_prefix (H, L)          what a row has cached, for another row
  *
  * A block computes LayerNorm and quantised inputs of its items again instead of waiting for a block that has done it.
  * Weights: tiles of 32 outputs, [outputs/32][K/16][32] of 16 bytes, so a warp reads 512 bytes in a row and a lane owns an output.
@@ -555,3 +556,11 @@ KERNEL weigh(Args a, int) { SHARED(WeighShared, s); weigh_segment(a, blockIdx.y,
 KERNEL pick(Args a, int) { SHARED(DrawShared, s); pick_large(a, blockIdx.y, s); }
 #endif
 KERNEL commit(Args a, int) { commit_drafts(a, blockIdx.x * THREADS + threadIdx.x); }
+KERNEL copy_prefix(Args a, int source, int target, int n) { /* positions 0 ... n-1 of one head and layer */
+  Line from = line_of(a, blockIdx.y, source, blockIdx.x), to = line_of(a, blockIdx.y, target, blockIdx.x);
+  for (int t = threadIdx.x; t < n; t += THREADS) {
+    for (int w = 0; w < DW; w++) ((u32 *)to.keys)[w * TP + t] = ((const u32 *)from.keys)[w * TP + t];
+    to.key_scales[t] = from.key_scales[t], to.value_scales[t] = from.value_scales[t];
+  }
+  for (int i = threadIdx.x; i < (n + 3) / 4 * D; i += THREADS) ((u32 *)to.values)[i] = ((const u32 *)from.values)[i]; /* whole words */
+}

@@ -18,8 +18,8 @@ from service.worker.cuda.card import Card
 from service.worker.cuda.compiler import CompileError, machine_code
 from service.worker.cuda.driver import CudaError, NoDriverError
 from service.worker.cuda.launches import THREADS, Launch, Plan, ShapeError
-from service.worker.cuda.rows import row_state
-from service.worker.runners.interface import DecodeSlot, PrefillChunk, RunnerUnavailable, SampledTokens, Speculation, TokenLogprobs
+from service.worker.cuda.rows import Drawing, Item, row_state
+from service.worker.runners.interface import DecodeSlot, PrefillChunk, PrefixCopy, RunnerUnavailable, SampledTokens, Speculation
 
 ROWS = 256
 """As many as the card's memory holds, up to this."""
@@ -30,8 +30,6 @@ SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 PROBE_BLOCKS = 64
 ITEM_ARRAYS = ("row", "token", "position", "draft", "limit", "drawn")
 Ints = Sequence[int]
-Item = tuple[int, int, int]
-"""Row, token, position."""
 
 
 class CudaRunner:
@@ -76,7 +74,7 @@ class CudaRunner:
         card.put("row", np.full(self.max_items, -1))
         card.wait()
         self.functions = card.load(code, plan.kernels()) | card.load(probe, ["probe"])
-        self.graphs: dict[tuple[int, int, bool, bool], ctypes.c_void_p] = {}
+        self.graphs: dict[tuple[int, int, bool, bool, bool], ctypes.c_void_p] = {}
         self.num_logprobs = [-1] * self.rows
         self.kernels = f"cuda-{card.arch} on {card.name}"
 
@@ -118,12 +116,20 @@ class CudaRunner:
         return whole
 
     def decode(self, slots: Sequence[DecodeSlot]) -> list[SampledTokens]:
-        """See `Runner`. One wait for the card, however many steps."""
+        """See `Runner`. While guesses are right, a pass draws several tokens of a row; then one wait for the card, however many steps."""
         assert len({slot.row for slot in slots}) == len(slots), "rows of a burst differ"
-        out = [SampledTokens([], [] if self.num_logprobs[slot.row] >= 0 else None) for slot in slots]
-        for first in range(0, max(slot.num_steps for slot in slots), MAX_STEPS):
-            self.burst(slots, out, first)
-        return out
+        drawings = [Drawing(slot, self.num_logprobs[slot.row]) for slot in slots]
+        while guessed := [d for d in drawings if d.is_guessed and d.left > 1][: self.max_items // 2]:
+            self.verify(guessed)
+        while unfinished := [d for d in drawings if d.left]:
+            self.burst(unfinished)
+        return [d.sampled() for d in drawings]
+
+    def copy_prefix(self, copy: PrefixCopy) -> None:
+        """See `CopiesPrefixes`."""
+        numbers = [ctypes.c_int(n) for n in (copy.source, copy.target, copy.num_tokens)]
+        config = self.plan.config
+        self.card.launch(self.functions["copy_prefix"], (config.n_head, config.n_layer), [self.arguments(0), *numbers])
 
     def probe(self, function: int) -> int:
         """See `Runner`."""
@@ -135,7 +141,7 @@ class CudaRunner:
 
     @property
     def speculation(self) -> Speculation:
-        """See `Runner`. Guesses are not looked at yet, though kernel.cu can judge them."""
+        """See `Runner`. It makes no guesses of its own."""
         return Speculation()
 
     def close(self) -> None:
@@ -155,11 +161,12 @@ class CudaRunner:
         self.place(items)
         self.step(len(items), distinct=len({row for row, _, _ in items}) == len(items), logits=logits)
 
-    def place(self, items: Sequence[Item], limits: Ints = ()) -> None:
-        """The items of the next steps, and how many tokens each draws."""
+    def place(self, items: Sequence[Item], limits: Ints = (), drafts: Ints = ()) -> None:
+        """The items of the next steps, how many tokens each draws, and how many guesses of its row come before it."""
         arrays = np.zeros((len(ITEM_ARRAYS), self.size_for(len(items))), np.int32)
         arrays[0] = -1
         arrays[:3, : len(items)] = np.array(items, np.int32).T
+        arrays[3, : len(drafts)] = drafts
         arrays[4, : len(limits)] = limits
         for name, array in zip(ITEM_ARRAYS, arrays, strict=True):
             self.card.put(name, array)
@@ -168,19 +175,20 @@ class CudaRunner:
         """The number of items whose graph computes this many."""
         return next((size for size in SIZES if items <= size <= self.max_items), self.max_items)
 
-    def step(self, items: int, *, steps: int = 1, distinct: bool = False, logits: bool = True) -> None:
+    def step(self, items: int, *, steps: int = 1, distinct: bool = False, logits: bool = True, drafts: bool = False) -> None:
         """Start so many steps of the items that were placed."""
         size = self.size_for(items)
-        key = (size, steps, distinct, logits)
+        key = (size, steps, distinct, logits, drafts)
         if key not in self.graphs:
-            launches = self.plan.launches(size, distinct=distinct, logits=logits) * steps
-            self.graphs[key] = self.card.captured(self.launches(launches, self.arguments(size)))
+            launches = self.plan.launches(size, distinct=distinct, logits=logits, drafts=drafts) * steps
+            self.graphs[key] = self.card.captured(self.launches(launches, self.arguments(size, drafts=drafts)))
         self.card.run(self.graphs[key])
 
-    def arguments(self, items: int) -> layout.Args:
-        """What the kernels of a step of so many items are called with."""
+    def arguments(self, items: int, *, drafts: bool = False) -> layout.Args:
+        """What the kernels of a step of so many items are called with. With drafts an item draws once, and all lie side by side."""
         args = layout.Args(**{name: self.card.addresses[name] for name in layout.POINTERS})
-        args.num_rows, args.num_items, args.steps, args.root = self.rows, items, MAX_STEPS, layout.root(self.plan.config)
+        args.num_rows, args.num_items, args.root = self.rows, items, layout.root(self.plan.config)
+        args.steps, args.verifying = 1 if drafts else MAX_STEPS, drafts
         return args
 
     def launches(self, launches: Sequence[Launch], args: layout.Args) -> Callable[[], None]:
@@ -192,26 +200,38 @@ class CudaRunner:
 
         return run
 
-    def burst(self, slots: Sequence[DecodeSlot], out: Sequence[SampledTokens], first: int) -> None:
-        """Steps ``first`` … ``first + MAX_STEPS``, added to ``out``."""
-        live = [i for i, slot in enumerate(slots) if slot.num_steps > first]
-        limits = [min(slots[i].num_steps - first, MAX_STEPS) for i in live]
-        tokens = [out[i].tokens[-1] if first else slots[i].token for i in live]
-        self.place([(slots[i].row, token, slots[i].position + first) for i, token in zip(live, tokens, strict=True)], limits)
-        for _ in range(max(limits) // GRAPH_STEPS):
-            self.step(len(live), steps=GRAPH_STEPS, distinct=True)
-        for _ in range(max(limits) % GRAPH_STEPS):
-            self.step(len(live), distinct=True)
-        drawn = self.card.get("out", len(live)).tolist()
-        wants = any(out[i].logprobs is not None for i in live)
-        values = self.card.get("logprobs", len(live)) if wants else None
-        for n, i in enumerate(live):
-            out[i].tokens.extend(drawn[n][: limits[n]])
-            logprobs = out[i].logprobs
-            if values is not None and logprobs is not None:
-                logprobs.extend(self.read_logprobs(values[n, : limits[n]], self.num_logprobs[slots[i].row]))
+    def verify(self, drawings: Sequence[Drawing]) -> None:
+        """One pass over the next tokens of rows and guesses of those after; as many are drawn as were guessed right, and one more."""
+        parts = [d.items(self.max_items // len(drawings) - 1) for d in drawings]
+        items, drafts = [item for part in parts for item in part], [i for part in parts for i in range(len(part))]
+        self.place(items, [1] * len(items), drafts)
+        self.step(len(items), drafts=True)
+        drawn = self.card.get("drawn", len(items))
+        tokens, values = self.drawn_by(drawings, len(items), 1)
+        first = 0
+        for d, part in zip(drawings, parts, strict=True):
+            last = first + int(drawn[first])
+            d.add(tokens[first:last, 0].tolist(), 1, None if values is None else values[first:last, 0])
+            d.is_guessed = 1 < len(part) == last - first
+            first += len(part)
 
-    @staticmethod
-    def read_logprobs(values: NDArray[Any], count: int) -> list[TokenLogprobs]:
-        """(steps, 1 + 2n) of (sampled, id, value, id, value, …) as tuples."""
-        return [(v[0], [(int(v[1 + 2 * i]), v[2 + 2 * i]) for i in range(count)]) for v in values.tolist()]
+    def burst(self, drawings: Sequence[Drawing]) -> None:
+        """Up to `MAX_STEPS` steps of rows."""
+        limits = [min(d.left, MAX_STEPS) for d in drawings]
+        self.place([item for d in drawings for item in d.items(0)], limits)
+        for _ in range(max(limits) // GRAPH_STEPS):
+            self.step(len(drawings), steps=GRAPH_STEPS, distinct=True)
+        for _ in range(max(limits) % GRAPH_STEPS):
+            self.step(len(drawings), distinct=True)
+        tokens, values = self.drawn_by(drawings, len(drawings), MAX_STEPS)
+        for n, (d, limit) in enumerate(zip(drawings, limits, strict=True)):
+            d.add(tokens[n, :limit].tolist(), limit, None if values is None else values[n, :limit])
+
+    def drawn_by(self, drawings: Sequence[Drawing], items: int, steps: int) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """(items, steps) tokens, and their log-probabilities if somebody wants some."""
+        rows = -(-items * steps // MAX_STEPS)
+        tokens = self.card.get("out", rows).reshape(-1, steps)
+        if all(d.num_logprobs < 0 for d in drawings):
+            return tokens, None
+        values = self.card.get("logprobs", rows)
+        return tokens, values.reshape(-1, steps, values.shape[2])

@@ -5,9 +5,11 @@
 #include PTX
 #define CODE(name, a, b) ptx_##name(a, b)
 #define PROBE_CODE ptx_probe(p[0], p[1], p[2], p[3])
+#define COPY_CODE ptx_copy_prefix(p[0], p[1], p[2], p[3])
 #else
 #define CODE(name, a, b) name(*(const Args *)a, *(const int *)b)
 #define PROBE_CODE probe(*(ex_u64 *const *)p[0], *(const int *)p[1], *(const ex_u64 *)p[2], *(const int *)p[3])
+#define COPY_CODE copy_prefix(*(const Args *)p[0], *(const int *)p[1], *(const int *)p[2], *(const int *)p[3])
 #endif
 
 typedef void Run(void **);
@@ -25,6 +27,7 @@ static const Entry ENTRIES[] = {
 #else
     ENTRY(head), ENTRY(head_one), ENTRY(weigh), ENTRY(pick),
 #endif
+    {"copy_prefix", [](void **p) { COPY_CODE; }, {sizeof(Args), sizeof(int), sizeof(int), sizeof(int)}},
     {"probe", [](void **p) { PROBE_CODE; }, {sizeof(void *), sizeof(int), sizeof(ex_u64), sizeof(int)}},
 };
 static const Entry *entry_of(const char *name) {
