@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +166,11 @@ def test_an_error_later_stays(name: str, checkpoint: Checkpoint, library: Path, 
 @pytest.mark.parametrize(
     ("faults", "message"),
     [
-        ("none", "shows no GPU"),
+        ("none", r"CUDA_ERROR_NO_DEVICE \(100\): the NVIDIA driver shows no GPU"),
+        ("cuDevicePrimaryCtxRetain=46", "nvidia-smi --compute-mode=DEFAULT"),
+        ("cuInit=802", "nvidia-fabricmanager"),
+        ("cuInit=803", "restart the machine"),
+        ("cuInit=804", "driver 580 or newer on the host"),
         ("old", "driver 580 or newer"),
         ("volta", "compute capability 7.0; CUDA 13 needs 7.5"),
         ("small", "lower --max-batch"),
@@ -178,12 +182,33 @@ def test_a_card_that_will_not_do_is_a_line(faults: str, message: str, checkpoint
         CudaRunner(checkpoint, rows=500 if faults == "small" else ROWS, cache=cache)
 
 
-def test_a_card_that_never_answers_is_left(checkpoint: Checkpoint, library: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+USES: list[Callable[[CudaRunner], object]] = [
+    lambda runner: runner.decode([DecodeSlot(0, 1, 0, 2)]),
+    lambda runner: runner.decode([DecodeSlot(0, 1, 0, 3, [1, 2])]),
+    lambda runner: runner.logits([PrefillChunk(0, 0, [1, 2])]),
+    lambda runner: runner.prefill([PrefillChunk(row, 0, [1] * 20) for row in range(ROWS)] * 5),
+    lambda runner: (runner.copy_prefix(PrefixCopy(0, 1, 4)), runner.set_row(1, SamplingParams(), [], [])),
+    lambda runner: runner.probe(0),
+]
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_card_that_never_answers_is_left(
+    use: Callable[[CudaRunner], object],
+    checkpoint: Checkpoint,
+    library: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """By all that waits for it, and by its end; nothing is asked of the driver that would wait there without a limit."""
     monkeypatch.setattr(card_module, "LIMIT_S", 0.05)
     with fake_driver(library, "hang"):
         runner = CudaRunner(checkpoint, rows=ROWS, cache=cache)
         with pytest.raises(CudaError, match="has not answered"):
-            runner.decode([DecodeSlot(0, 1, 0, 2)])
+            use(runner)
+        runner.close()
+    assert "waits for ever" not in capfd.readouterr().err
 
 
 def test_no_driver_is_a_line(checkpoint: Checkpoint, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

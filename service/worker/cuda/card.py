@@ -35,7 +35,7 @@ class Card:
         d.cuDriverGetVersion(byref(version))
         d.cuDeviceGetCount(byref(count))
         if not count.value:
-            raise cu.CudaError("the NVIDIA driver shows no GPU (is one handed to this container, and CUDA_VISIBLE_DEVICES right?)")
+            raise cu.CudaError(cu.CURES[cu.NO_DEVICE])
         d.cuDeviceGet(byref(device), 0)
         name = ctypes.create_string_buffer(128)
         d.cuDeviceGetName(name, 128, device)
@@ -48,12 +48,13 @@ class Card:
             has = f"{version.value // 1000}.{version.value % 1000 // 10}"
             raise cu.CudaError(f"the NVIDIA driver is for CUDA {has}; 13.0 is needed, that is driver 580 or newer")
         d.cuDevicePrimaryCtxRetain(byref(context), device)
-        d.cuCtxSetCurrent(context)
         self.stream = c_void_p()
         self.addresses: dict[str, int] = {}
         self.spaces: dict[str, Space] = {}
         self.in_flight: list[Array] = []
+        self.is_computing = self.is_lost = False
         try:
+            d.cuCtxSetCurrent(context)
             d.cuStreamCreate(byref(self.stream), cu.NON_BLOCKING)
         except BaseException:
             self.close()
@@ -97,6 +98,7 @@ class Card:
 
     def put(self, name: str, array: Array, index: int = 0) -> None:
         """Copy to an array, from its row ``index`` on. The copy is kept until the next wait."""
+        self.wait_for_kernels()
         space = self.spaces[name]
         array = np.ascontiguousarray(array, space.dtype)
         row = space.nbytes // space.shape[0] if space.shape[0] else 0
@@ -106,6 +108,7 @@ class Card:
 
     def get(self, name: str, count: int) -> Array:
         """The first ``count`` rows of an array, after a wait for all that comes before."""
+        self.wait_for_kernels()
         space = self.spaces[name]
         out = np.empty((count, *space.shape[1:]), space.dtype)
         self.driver.cuMemcpyDtoHAsync_v2(out.ctypes.data, self.addresses[name], out.nbytes, self.stream)
@@ -113,14 +116,21 @@ class Card:
         self.wait()
         return out
 
+    def wait_for_kernels(self) -> None:
+        """Before a copy: the driver may wait inside one, since our memory is not pinned, and knows no limit."""
+        if self.is_computing:
+            self.wait()
+
     def wait(self) -> None:
         """Until the card has done everything so far. Raises CudaError, also when it takes too long."""
         began = time.monotonic()
         while not self.driver.is_done(self.stream):
             waited = time.monotonic() - began
             if waited > LIMIT_S:
+                self.is_lost = True
                 raise cu.CudaError(f"{self.name} has not answered for {LIMIT_S:g} s")
             time.sleep(0 if waited < BUSY_WAIT_S else NAP_S)
+        self.is_computing = False
         self.in_flight.clear()
 
     # ---- kernels ---------------------------------------------------------------------------------------------------------
@@ -135,6 +145,7 @@ class Card:
 
     def launch(self, function: c_void_p, grid: tuple[int, int], arguments: Sequence[Any]) -> None:
         """One kernel; its arguments are copied."""
+        self.is_computing = True
         pointers = (c_void_p * len(arguments))(*(ctypes.cast(byref(argument), c_void_p) for argument in arguments))
         self.driver.cuLaunchKernel(function, *grid, 1, THREADS, 1, 1, 0, self.stream, pointers, None)
 
@@ -152,8 +163,11 @@ class Card:
 
     def run(self, graph: c_void_p) -> None:
         """Start a graph."""
+        self.is_computing = True
         self.driver.cuGraphLaunch(graph, self.stream)
 
     def close(self) -> None:
-        """Give the context back, and with it all memory. What the driver says to it no longer matters."""
+        """Give the context back, and with it all memory. What the driver says to it no longer matters; a hanging card would hold it up."""
+        if self.is_lost:
+            return
         self.driver.functions["cuDevicePrimaryCtxRelease_v2"](self.device)

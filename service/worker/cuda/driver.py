@@ -46,6 +46,15 @@ SIGNATURES: dict[str, list[Any]] = {
 SUCCESS, NOT_READY = 0, 600
 NON_BLOCKING = THREAD_LOCAL = 1
 """A stream's flag, and the mode of a capture: what other threads do is none of its business."""
+NO_DEVICE = 100
+CURES = {
+    46: "another process has the card to itself, or nobody may use it: nvidia-smi --compute-mode=DEFAULT",
+    NO_DEVICE: "the NVIDIA driver shows no GPU: is one handed to this container, and CUDA_VISIBLE_DEVICES right?",
+    802: "start nvidia-fabricmanager, or wait until it is ready",
+    803: "the driver was changed under the running kernel module: restart the machine",
+    804: "this image's CUDA libraries need driver 580 or newer on the host",
+}
+"""What helps against errors that a machine's administrator can end."""
 MULTIPROCESSORS, CAPABILITY_MAJOR, CAPABILITY_MINOR = 16, 75, 76
 
 
@@ -79,7 +88,7 @@ class Driver:
         try:
             self.functions = {name: getattr(self.lib, name) for name in SIGNATURES}
         except AttributeError as error:
-            raise CudaError(f"the NVIDIA driver is too old ({error})") from None
+            raise CudaError(f"the NVIDIA driver is too old ({error}); 580 or newer is needed") from None
         for name, function in self.functions.items():
             function.argtypes, function.restype = SIGNATURES[name], c_int
 
@@ -94,10 +103,11 @@ class Driver:
         return call
 
     def error_name(self, code: int) -> str:
-        """``CUDA_ERROR_OUT_OF_MEMORY (2)``."""
+        """``CUDA_ERROR_OUT_OF_MEMORY (2)``, and what helps, where that is known."""
         text = c_char_p()
         self.functions["cuGetErrorName"](code, ctypes.byref(text))
-        return f"{(text.value or b'CUDA error').decode()} ({code})"
+        cure = f": {CURES[code]}" if code in CURES else ""
+        return f"{(text.value or b'CUDA error').decode()} ({code}){cure}"
 
     def is_done(self, stream: c_void_p) -> bool:
         """Whether everything that was put into a stream has happened. Raises CudaError if some of it failed."""

@@ -34,7 +34,7 @@ struct CUgraph_st { std::vector<Launched> launches; };
 static CUgraph_st *capturing;
 static std::map<std::string, int> calls;
 static int broken, launched, pending;
-static const int INVALID_VALUE = 1, INVALID_IMAGE = 200, NOT_FOUND = 500, BUSY = 600, CAPTURING = 900;
+static const int INVALID_VALUE = 1, NO_DEVICE = 100, UNKNOWN = 999, INVALID_IMAGE = 200, NOT_FOUND = 500, BUSY = 600, CAPTURING = 900;
 
 static std::string setting(const std::string &name, bool &found) { /* the text after `name=` */
   const char *given = getenv("CUDA_FAKE");
@@ -65,31 +65,44 @@ static int failure(const char *function) { /* the error that this call is to giv
   }
   return broken;
 }
+static bool hangs() { /* kernels that never end */
+  bool later;
+  std::string file = setting("once", later);
+  return launched && is_set("hang") && (!later || !access(file.c_str(), F_OK));
+}
+static int held_up(const char *function) { /* what waits for kernels inside the driver; it says so instead of waiting for ever */
+  if (hangs()) fprintf(stderr, "%s waits for ever\n", function);
+  return hangs();
+}
 #define API(name, ...)                              \
   extern "C" CUresult CUDAAPI name(__VA_ARGS__) {   \
     if (int error = failure(__func__)) return (CUresult)error;
 #define DONE return (CUresult)0; }
 #define ERROR(code) return (CUresult)(code)
 
-API(cuInit, unsigned) DONE
+API(cuInit, unsigned)
+  if (is_set("none")) ERROR(NO_DEVICE);
+DONE
 API(cuDriverGetVersion, int *version) *version = is_set("old") ? 12040 : 13000; DONE
-API(cuDeviceGetCount, int *count) *count = is_set("none") ? 0 : 1; DONE
+API(cuDeviceGetCount, int *count) *count = 1; DONE
 API(cuDeviceGet, CUdevice *device, int) *device = 0; DONE
 API(cuDeviceGetName, char *name, int size, CUdevice) snprintf(name, (size_t)size, "no GPU: kernels emulated on this CPU"); DONE
 API(cuDeviceGetAttribute, int *value, CUdevice_attribute which, CUdevice)
   *value = (int)which == 75 ? (is_set("volta") ? 7 : 9) : (int)which == 16 ? 1 : 0;
 DONE
 API(cuDevicePrimaryCtxRetain, CUcontext *context, CUdevice) *context = (CUcontext)1; DONE
-API(cuDevicePrimaryCtxRelease, CUdevice) DONE
+API(cuDevicePrimaryCtxRelease, CUdevice) held_up(__func__); DONE
 API(cuCtxSetCurrent, CUcontext) DONE
 API(cuMemGetInfo, size_t *free, size_t *total) *free = *total = is_set("small") ? (256ull << 20) + (8 << 20) : 16ull << 30; DONE
 API(cuMemAlloc, CUdeviceptr *at, size_t size) *at = (CUdeviceptr)aligned_alloc(256, (size + 255) / 256 * 256); DONE
 API(cuMemcpyHtoDAsync, CUdeviceptr to, const void *from, size_t size, CUstream)
   if (capturing) ERROR(CAPTURING);
+  if (held_up(__func__)) ERROR(UNKNOWN); /* from pageable memory: the driver may first wait for the stream */
   memcpy((void *)to, from, size);
 DONE
 API(cuMemcpyDtoHAsync, void *to, CUdeviceptr from, size_t size, CUstream)
   if (capturing) ERROR(CAPTURING);
+  if (held_up(__func__)) ERROR(UNKNOWN); /* to pageable memory: the driver waits until it is there */
   memcpy(to, (void *)from, size);
 DONE
 API(cuMemsetD8Async, CUdeviceptr to, unsigned char value, size_t size, CUstream) memset((void *)to, value, size); DONE
@@ -105,9 +118,7 @@ DONE
 API(cuStreamCreate, CUstream *stream, unsigned) *stream = (CUstream)1; DONE
 API(cuStreamQuery, CUstream)
   if (capturing) ERROR(CAPTURING);
-  bool later;
-  std::string file = setting("once", later);
-  if (pending || (launched && is_set("hang") && (!later || !access(file.c_str(), F_OK)))) { /* the first question comes too early */
+  if (pending || hangs()) { /* the first question comes too early */
     pending = 0;
     ERROR(BUSY);
   }
