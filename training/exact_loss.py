@@ -17,7 +17,7 @@ from model.exact.network import Cache, ExactModel
 from model.gpt import GPT
 from model.sampling import log_probabilities
 from training.dataset import Dataset
-from training.evaluate import mean_losses, window_batches
+from training.evaluate import bits_per_byte, mean_losses, window_batches
 
 MOST_COST = 0.001
 """Nats per token that activations of 8 bits may cost; where it is more, they get 16."""
@@ -54,6 +54,7 @@ def exact_losses(model: GPT, data: Dataset) -> dict[str, Any]:
     return {
         "exact_loss": round(loss, 6),
         "exact_loss_per_character": round(loss * data.tokens_per_character, 6),
+        "exact_bits_per_byte": round(bits_per_byte(loss, data.tokens_per_byte), 6),
         "arithmetic": model.config.arithmetic,
     }
 
