@@ -164,7 +164,10 @@ def documented(server: Server) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs lm-eval: pip install 'lm-eval[api]'")
 def test_itself(server: Server, catalogue: Catalogue, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    questions = [{"question": "ab c", "choices": ["ad g", "jj"], "answer": 0}, {"question": "", "choices": ["abc", "d\n"], "answer": 1}]
+    questions: list[dict[str, Any]] = [
+        {"question": "ab c", "choices": ["ad g", "jj"], "answer": 0},
+        {"question": "", "choices": ["abc", "d\n"], "answer": 1},
+    ]
     documents: dict[str, list[dict[str, Any]]] = {
         "rolling": [{"text": LYRICS}, {"text": LONGER}],
         "choice": questions,

@@ -182,12 +182,18 @@ def test_a_card_that_will_not_do_is_a_line(faults: str, message: str, checkpoint
         CudaRunner(checkpoint, rows=500 if faults == "small" else ROWS, cache=cache)
 
 
+def copy_and_wait(runner: CudaRunner) -> None:
+    """A copy alone is not waited for."""
+    runner.copy_prefix(PrefixCopy(0, 1, 4))
+    runner.set_row(1, SamplingParams(), [], [])
+
+
 USES: list[Callable[[CudaRunner], object]] = [
     lambda runner: runner.decode([DecodeSlot(0, 1, 0, 2)]),
     lambda runner: runner.decode([DecodeSlot(0, 1, 0, 3, [1, 2])]),
     lambda runner: runner.logits([PrefillChunk(0, 0, [1, 2])]),
     lambda runner: runner.prefill([PrefillChunk(row, 0, [1] * 20) for row in range(ROWS)] * 5),
-    lambda runner: (runner.copy_prefix(PrefixCopy(0, 1, 4)), runner.set_row(1, SamplingParams(), [], [])),
+    copy_and_wait,
     lambda runner: runner.probe(0),
 ]
 
