@@ -11,11 +11,14 @@ from typing import Any
 
 import httpx
 
-from service.client.batch import BatchError, read_jobs, run
+from service.client.batch import BatchError, run
+from service.client.batch_lines import read_jobs
 from service.client.stream_state import client_options
 
 POLL_S = 0.02
 NO_LIMIT = 2**31 - 1
+BAR = 30
+"""Characters."""
 
 
 def generate_file(
@@ -38,13 +41,13 @@ def generate_file(
     async def generate() -> None:
         remote = httpx.AsyncClient(**{**client_options(url, api_key), "headers": authorization(api_key), "timeout": None})
         async with local_client(checkpoint) if checkpoint else remote as http:
-            await run(http, read_jobs(source, defaults), target, concurrency, Count(total))
+            await run(http, read_jobs(source, defaults), target, concurrency, Progress(total))
 
     asyncio.run(generate())
 
 
-class Count:
-    """Says on standard error how many texts of how many there are: in place on a terminal, and nothing anywhere else."""
+class Progress:
+    """Says on standard error how many texts of how many there are: a bar on a terminal, and nothing anywhere else."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
@@ -52,7 +55,9 @@ class Count:
     def __call__(self, more: int) -> None:
         self.done += more
         if sys.stderr.isatty():
-            print(f"\r{self.done} of {self.total} texts", end="\n" if self.done == self.total else "", file=sys.stderr, flush=True)
+            bar = "#" * (BAR * self.done // max(1, self.total))
+            end = "\n" if self.done == self.total else ""
+            print(f"\r[{bar:{BAR}}] {self.done} of {self.total} texts", end=end, file=sys.stderr, flush=True)
 
 
 def authorization(api_key: str | None) -> dict[str, str]:

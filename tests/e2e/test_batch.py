@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import random
 import subprocess
 import sys
@@ -30,6 +32,11 @@ def source(tmp_path: Path, catalogue: Catalogue) -> Path:
     lines[7] = {"custom_id": "x", "method": "POST", "url": "/v1/completions", "body": body}
     lines[8] = {"custom_id": "y", "method": "POST", "url": "/v1/files", "body": body}
     lines[9] = {"custom_id": "z", "method": "POST", "url": "/v1/completions", "body": {"prompt": "a", "max_tokens": -1}}
+    chat = {"messages": [{"role": "user", "content": "a b"}], "max_tokens": 7, "seed": 3, "logprobs": True}
+    lines[10] = {"custom_id": "c", "method": "POST", "url": "/v1/chat/completions", "body": chat}
+    lines[11] = {"custom_id": "g", "method": "GET", "url": "/v1/completions", "body": body}
+    lines[13] = {"custom_id": "l", "url": ["/v1/completions"], "body": body}
+    lines[12] = {"custom_id": "n", "url": "/v1/chat/completions"}
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)) + "\n\n{not json\n")
     return path
@@ -62,6 +69,33 @@ def test_each_line_is_answered_in_order_with_the_text_of_its_request(source: Pat
     assert [lines[n]["custom_id"] for n in (7, 8, 9)] == ["x", "y", "z"]
     texts = [choice["text"] for choice in lines[7]["response"]["body"]["choices"]]
     assert texts == [server.text(prompt="a", max_new_tokens=9, seed=seed) for seed in (8, 9)]
+    chat = lines[10]["response"]["body"]
+    assert chat["choices"][0]["message"]["content"] == server.text(prompt="a b", max_new_tokens=7, seed=3)
+    assert (chat["object"], chat["id"][:9], chat["folio"]) == ("chat.completion", "chatcmpl-", {"template": "joined"})
+    messages = [lines[n]["response"]["body"]["error"]["message"] for n in (8, 11, 12, 13)]
+    assert messages == [
+        'url: "/v1/files" is not answered in a batch, only /v1/completions and /v1/chat/completions',
+        'method: "GET" is not what /v1/completions takes, only POST',
+        "body: a JSON object is missing, as POST /v1/chat/completions takes it",
+        'url: ["/v1/completions"] is not answered in a batch, only /v1/completions and /v1/chat/completions',
+    ]
+
+
+def test_the_bar_is_for_a_terminal_alone(source: Path, server: Server, tmp_path: Path) -> None:
+    done = run(source, tmp_path / "piped.jsonl", "--url", server.url)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+    leader, follower = pty.openpty()
+    try:
+        line = command(source, tmp_path / "seen.jsonl", "--url", server.url)
+        subprocess.run(line, cwd=ROOT, env=environment(), stderr=follower, stdout=follower, timeout=LIMIT_S, check=True)
+        shown = ""
+        while not shown.endswith("\n"):
+            shown += os.read(leader, 1 << 16).decode()
+    finally:
+        os.close(leader)
+        os.close(follower)
+    assert shown.startswith(f"\r[{'':30}] 0 of {LINES + 1} texts\r[")
+    assert shown.endswith(f"\r[{'#' * 30}] {LINES + 1} of {LINES + 1} texts\r\n")
 
 
 def test_a_batch_killed_at_any_moment_ends_in_the_same_bytes(source: Path, server: Server, catalogue: Catalogue, tmp_path: Path) -> None:
