@@ -21,7 +21,17 @@ Serve = Callable[..., Running]
         ("POST", "/chat/completions", "/v1"),
         ("POST", "/v1/batches", "folio-generate"),
         ("POST", "/api/generate", "POST /generate"),
+        ("POST", "/v1/audio/speech", "only writes text"),
+        ("POST", "/v1/score", "echo and logprobs"),
+        ("POST", "/completion", "POST /generate"),
+        ("GET", "/api/tags", "GET /v1/models"),
+        ("GET", "/version", "GET /info"),
+        ("POST", "/v1", "base URL ends in /v1"),
+        ("POST", "/v1/chat/completions/", "use /v1/chat/completions, without the slash"),
+        ("POST", "/generate//", "use /generate, without the slash"),
+        ("POST", "/v1/nope", "GET /docs"),
         ("GET", "/nope", "GET /docs"),
+        ("GET", "/nope/", "GET /docs"),
     ],
 )
 def test_other_doors_say_where_to_go(shared: Running, method: str, path: str, hint: str) -> None:
@@ -30,6 +40,16 @@ def test_other_doors_say_where_to_go(shared: Running, method: str, path: str, hi
     assert (answer.status_code, error["code"]) == (404, "not_found")
     assert error["message"].startswith(f"there is no {method} {path} here: ")
     assert hint in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("GET", "/v1/chat/completions", "POST"), ("PUT", "/generate", "GET, HEAD, POST, QUERY"), ("DELETE", "/v1/models/folio", "GET, HEAD")],
+)
+def test_another_method_is_told_which_there_are(shared: Running, method: str, path: str, allowed: str) -> None:
+    answer = shared.http.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+    assert answer.json()["error"]["message"] == f"there is no {method} {path} here: it takes {allowed}"
 
 
 def test_what_is_shown_of_a_path_is_harmless_and_short(shared: Running) -> None:
